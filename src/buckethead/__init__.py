@@ -1,0 +1,1 @@
+"""A SQLite database that lives in memory and belongs to a bucket."""

@@ -1,0 +1,83 @@
+"""The exceptions of buckethead, one tree.
+
+Every message says what was tried, what was found and what to do. An error that can leave a
+SQLite callback also inherits the ``apsw`` exception of its SQLite result code, so that it reaches
+the caller as itself and ``except apsw.CantOpenError`` works too.
+
+::
+
+    BucketHeadError
+    ├── ConfigError                  the configuration or URI cannot work    CANTOPEN
+    ├── BucketError                  the bucket did not do what was asked    CANTOPEN
+    │   ├── ObjectNotFoundError      no object at the key (also KeyError)
+    │   ├── PreconditionFailedError  the object is not, or no longer, the expected one
+    │   ├── BucketDeniedError        missing bucket, wrong credentials, no permission, full disk
+    │   └── BucketUnavailableError   refused, timed out, throttled, 5xx: worth another try
+    ├── SnapshotError                an image could not be written or read   CANTOPEN
+    │   └── SnapshotCorruptError     the object at the key is not a sound database image
+    └── VolumeError                  the volume cannot do this now           CANTOPEN
+        ├── VolumeBusyError          a transaction or another mount is in the way
+        └── VolumeReadOnlyError      opened with mode=ro, or inherited over fork()   READONLY
+"""
+
+import apsw
+
+
+class BucketHeadError(Exception):
+    """Any error of buckethead's own."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message
+        return Exception.__str__(self)
+
+
+class _CantOpen(apsw.CantOpenError):
+    result = apsw.SQLITE_CANTOPEN
+    extendedresult = apsw.SQLITE_CANTOPEN
+
+
+class ConfigError(BucketHeadError, _CantOpen):
+    """The configuration, the environment or the URI cannot work as it is."""
+
+
+class BucketError(BucketHeadError, _CantOpen):
+    """The bucket did not do what was asked."""
+
+
+class ObjectNotFoundError(BucketError, KeyError):
+    """There is no object at the key."""
+
+
+class PreconditionFailedError(BucketError):
+    """The object at the key is not, or no longer, the one the request was conditional on."""
+
+
+class BucketDeniedError(BucketError):
+    """The bucket is missing, the credentials are wrong, or the store has no room or no leave."""
+
+
+class BucketUnavailableError(BucketError):
+    """The store was not reached, or did not answer in time: the same call may work later."""
+
+
+class SnapshotError(BucketHeadError, _CantOpen):
+    """A database image could not be written to, or read from, the bucket."""
+
+
+class SnapshotCorruptError(SnapshotError):
+    """The object is not a sound database image; the open database was left as it was."""
+
+
+class VolumeError(BucketHeadError, _CantOpen):
+    """The volume cannot do this now."""
+
+
+class VolumeBusyError(VolumeError):
+    """A running transaction, or another mount of the same key, is in the way."""
+
+
+class VolumeReadOnlyError(BucketHeadError, apsw.ReadOnlyError):
+    """A write to a volume that this process may only read."""
+
+    result = apsw.SQLITE_READONLY
+    extendedresult = apsw.SQLITE_READONLY
