@@ -1,0 +1,378 @@
+"""A database file held in memory as a list of immutable pages, and pins that hold a version still.
+
+The one rule: a page reaches an image only by `PageImage.apply` (a commit) or `PageImage.swap`
+(another image in its place), whole transactions at a time, and what a pin shows never changes.
+This file knows pages and versions; it knows neither SQLite nor buckets.
+
+How a pin stays still without copies: before a commit replaces or cuts off a page, it saves that
+page in the ``undo`` map of every pin that could still ask for it. A reader looks at the page list
+*first* and at its undo map *second*; whatever it found in the list, a page that was replaced
+meanwhile was saved before, so reads need no lock.
+
+How pinning needs no lock either, most of the time: a pin that was parked keeps showing its version
+until the next commit drops it. A reader first says "not parked", then looks whether a commit is
+pending or has happened; a commit first notes that it is pending, then looks who is parked. So
+one of the two always sees the other, and the reader that saw a commit takes the lock.
+
+Numbers of invariants in asserts and tests refer to native_notes/invariants.md.
+"""
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+PageNumber: TypeAlias = int
+"""1 for the first page of the file, as in SQLite."""
+
+Version: TypeAlias = int
+"""Counts the commits and swaps of one image; never goes back."""
+
+log = logging.getLogger("buckethead")
+
+MIN_PAGE_SIZE = 512
+MAX_PAGE_SIZE = 65536
+
+_NO_PAGES: list[bytes] = []
+
+
+def valid_page_size(size: int) -> bool:
+    """Whether SQLite allows pages of ``size`` bytes."""
+    return MIN_PAGE_SIZE <= size <= MAX_PAGE_SIZE and size & (size - 1) == 0
+
+
+class StalePinError(Exception):
+    """The pin shows an older version, so its holder must not write."""
+
+
+class Pin:
+    """A seat from which one version of an image is read.
+
+    A pin belongs to one image and is reusable: `PageImage.pin` makes it show the newest version,
+    `PageImage.park` and `PageImage.unpin` end that. Between the two its content never changes
+    (invariant 1). The fields are for reading only.
+    """
+
+    __slots__ = ("page_count", "page_size", "pages", "parked", "undo", "version")
+
+    pages: list[bytes]  # the image's own list: shared, so look at `undo` second
+    undo: dict[PageNumber, bytes]  # page number -> the page as this version had it
+    page_size: int
+    page_count: int
+    version: Version
+    parked: bool
+
+    def __init__(self) -> None:
+        self.parked = True
+        self._empty()
+
+    def _empty(self) -> None:
+        self.pages = _NO_PAGES  # lets go of a list that a swap has replaced
+        self.undo = {}
+        self.page_size = 0
+        self.page_count = 0
+        self.version = -1
+
+    def page(self, number: PageNumber) -> bytes:
+        """The page as it was when pinned; IndexError when the version has no such page."""
+        if not 0 < number <= self.page_count:
+            raise IndexError(f"no page {number} in a version of {self.page_count} pages")
+        try:
+            page = self.pages[number - 1]
+        except IndexError:  # cut off since, so it was saved
+            return self.undo[number]
+        return self.undo.get(number, page)
+
+    def runs(self, length: int) -> Iterator[list[bytes]]:
+        """All pages in order, ``length`` pages at a time."""
+        for start in range(0, self.page_count, length):
+            stop = min(start + length, self.page_count)
+            yield [self.page(number) for number in range(start + 1, stop + 1)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the database file that this version is."""
+        return self.page_count * self.page_size
+
+
+@dataclass(slots=True)
+class Publication:
+    """A pinned version and the numbers of its pages that the bucket does not have yet."""
+
+    pin: Pin
+    dirty: frozenset[PageNumber]
+
+
+_Commit: TypeAlias = tuple[dict[PageNumber, bytes], int, int, int, Pin, Version]
+"""Overlay, old and new page count, page size, the writer's pin, the version to come."""
+
+_Swap: TypeAlias = tuple[list[bytes], int, Version]
+"""Pages, page size, the version to come."""
+
+_Undos: TypeAlias = Sequence[tuple[dict[PageNumber, bytes], int]]
+
+
+class PageImage:
+    """The newest version of one database, its pins, its writer's seat and its dirty pages.
+
+    Every field is guarded by ``lock``, except that pins read ``pages`` without it (see above).
+    An image without pages has page size 0 until the first commit decides it.
+    """
+
+    def __init__(self, page_size: int = 0, pages: Iterable[bytes] = ()) -> None:
+        self.lock = threading.Lock()
+        self.page_size = page_size
+        self.pages = list(pages)
+        self.version = 0
+        self.dirty: set[PageNumber] = set()
+        self.writer: Pin | None = None
+        self._seat_lock = threading.Lock()  # held by `writer` from reserve to release
+        self._taken: set[PageNumber] = set()  # handed to a publication whose outcome is not known
+        self._pins: set[Pin] = set()
+        self._pending: _Commit | _Swap | None = None
+
+    @property
+    def page_count(self) -> int:
+        return len(self.pages)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the database file."""
+        return len(self.pages) * self.page_size
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything may differ from the last published state."""
+        return bool(self.dirty or self._taken)
+
+    # -- pins -------------------------------------------------------------------------------
+
+    def pin(self, pin: Pin) -> None:
+        """Make ``pin`` show the newest version."""
+        pin.parked = False  # first, then look: see the head of this file
+        if self._pending is None and pin.version == self.version:
+            return
+        with self.lock:
+            self._finish()
+            self._seat(pin)
+
+    def _seat(self, pin: Pin) -> None:
+        pin.undo = {}
+        pin.pages = self.pages
+        pin.page_size = self.page_size
+        pin.page_count = len(self.pages)
+        pin.version = self.version
+        self._pins.add(pin)
+
+    def park(self, pin: Pin) -> None:
+        """The holder of ``pin`` reads no more for now, but is likely to pin it again."""
+        if self.writer is pin:
+            self.release(pin)
+        pin.parked = True
+        if pin.version != self.version:
+            self.unpin(pin)
+
+    def unpin(self, pin: Pin) -> None:
+        """Empty ``pin``; its saved pages and the writer's seat, if it had it, are let go."""
+        with self.lock:
+            self._finish()
+            self._pins.discard(pin)
+        self.release(pin)
+        pin.parked = True
+        pin._empty()
+
+    @contextmanager
+    def pinned(self) -> Iterator[Pin]:
+        """A pin of the newest version for the length of a block."""
+        pin = Pin()
+        try:
+            self.pin(pin)
+            yield pin
+        finally:
+            self.unpin(pin)
+
+    def pins(self) -> list[Pin]:
+        """The live pins, oldest version first."""
+        with self.lock:
+            live = [pin for pin in self._pins if not pin.parked]
+        return sorted(live, key=lambda pin: pin.version)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def reserve(self, pin: Pin) -> bool:
+        """Give ``pin`` the writer's seat; False when another pin sits there.
+
+        Raises StalePinError when the pin does not show the newest version: what its holder has
+        read is out of date, and writing on it would undo someone's commit.
+        """
+        if not self._seat_lock.acquire(False):
+            return self.writer is pin
+        self.writer = pin
+        if self._pending is not None or pin.version != self.version or pin.parked:
+            self.release(pin)
+            with self.lock:
+                self._finish()
+            raise StalePinError
+        return True
+
+    def release(self, pin: Pin) -> None:
+        """Leave the writer's seat. Only who sits there can leave it."""
+        if self.writer is pin:
+            self.writer = None
+            self._seat_lock.release()
+
+    def apply(
+        self, overlay: dict[PageNumber, bytes], page_count: int, page_size: int, writer: Pin
+    ) -> None:
+        """Commit: replace the pages of ``overlay``, make the image ``page_count`` pages long.
+
+        ``overlay`` must hold every page from the old end to the new one and belongs to the image
+        from here on. ``writer`` holds the seat; it moves on to the new version.
+
+        All or nothing under any exception (invariant 2): once the commit is noted as pending it
+        is finished before the exception goes on, at the latest by the next use of the image.
+        """
+        with self.lock:
+            if self._pending is not None:
+                self._finish()
+            assert self.writer is writer, "invariant 2: a commit comes from the writer's seat"
+            count, version = len(self.pages), self.version + 1
+            self._pending = (overlay, count, page_count, page_size, writer, version)
+            try:
+                self._commit(overlay, count, page_count, page_size, writer, version)
+            except BaseException:
+                self._finish()
+                raise
+
+    def swap(self, page_size: int, pages: list[bytes]) -> None:
+        """Put another image in place of this one; live pins go on showing the old one.
+
+        The pages are taken as published; the list belongs to the image from here on. Nobody may
+        hold the writer's seat.
+        """
+        with self.lock:
+            self._finish()
+            assert self.writer is None, "invariant 2: a swap never cuts through a transaction"
+            self._pending = (pages, page_size, self.version + 1)
+            try:
+                self._finish()
+            except BaseException:
+                self._finish()
+                raise
+
+    def _finish(self) -> None:
+        """Bring a pending commit or swap in whole. Caller holds the lock. May run again after an
+        exception at any point: every step of it is idempotent, and `_pending` goes last."""
+        if self._pending is None:
+            return
+        if len(self._pending) == 3:
+            self._swap(*self._pending)
+        else:
+            self._commit(*self._pending)
+
+    def _swap(self, pages: list[bytes], page_size: int, version: Version) -> None:
+        self._undos(0, None)
+        self.page_size = page_size
+        self.pages = pages
+        self.dirty = set()
+        self._taken = set()
+        self.version = version
+        self._pending = None
+
+    def _undos(self, count: int, writer: Pin | None) -> _Undos:
+        """The undo maps that a commit must save into, each with how many leading pages it needs.
+
+        Parked pins are emptied, for they may only show the newest version.
+        """
+        undos = []
+        for pin in list(self._pins):  # a copy: readers come without the lock
+            if pin.parked:
+                self._pins.discard(pin)
+                pin._empty()
+            elif pin.pages is self.pages and pin is not writer:
+                undos.append((pin.undo, min(pin.page_count, count)))
+        return undos
+
+    def _commit(
+        self,
+        overlay: dict[PageNumber, bytes],
+        old_count: int,
+        new_count: int,
+        size: int,
+        writer: Pin,
+        version: Version,
+    ) -> None:
+        pages, dirty = self.pages, self.dirty
+        undos = self._undos(old_count, writer) if len(self._pins) > 1 else ()
+        self.page_size = size
+        if new_count > old_count:
+            # Nobody sees these yet: no pin is this long, and every one of them is replaced below
+            dirty.update(range(old_count + 1, new_count + 1))
+            pages.extend([b""] * (new_count - len(pages)))
+        for number, page in overlay.items():
+            old = pages[number - 1]
+            if number not in dirty and page == old:  # a dirty page is not worth comparing
+                continue
+            assert len(page) == size, "every page has the image's page size"
+            dirty.add(number)  # before the page changes: invariant 3
+            for undo, count in undos:
+                if number <= count:
+                    undo.setdefault(number, old)
+            pages[number - 1] = page
+        if new_count < old_count:
+            self._cut(pages, new_count, undos)
+        writer.undo = {}
+        writer.page_size = size
+        writer.page_count = new_count
+        writer.version = version
+        self.version = version
+        self._pending = None
+
+    def _cut(self, pages: list[bytes], new_count: int, undos: _Undos) -> None:
+        for number in range(new_count + 1, len(pages) + 1):
+            for undo, count in undos:
+                if number <= count:
+                    undo.setdefault(number, pages[number - 1])
+        del pages[new_count:]
+        self.dirty = {number for number in self.dirty if number <= new_count}
+
+    # -- publishing -------------------------------------------------------------------------
+
+    @contextmanager
+    def publication(self) -> Iterator[Publication]:
+        """The newest version, pinned, with its dirty pages, handed over in one step.
+
+        Leaving the block normally means that the bucket certainly has the pages. Leaving it by
+        an exception makes them dirty again; so does losing track of it altogether, because
+        pages taken stay noted until a publication succeeds (invariants 3, 12). One at a time.
+        """
+        pin = Pin()
+        try:
+            with self.lock:
+                self._finish()
+                self._seat(pin)
+                self._taken |= self.dirty
+                self.dirty = set()
+                count = pin.page_count
+                taken = frozenset(number for number in self._taken if number <= count)
+            yield Publication(pin, taken)
+            with self.lock:
+                self._taken = set()
+        finally:
+            self._take_back()
+            self.unpin(pin)
+
+    def _take_back(self) -> None:
+        with self.lock:
+            self.dirty |= self._taken
+            self._taken = set()
+
+    def fork(self) -> "PageImage":
+        """Another image that shares all pages with the newest version of this one."""
+        with self.lock:
+            self._finish()
+            twin = PageImage(self.page_size, self.pages)
+            twin.dirty = self.dirty | self._taken
+            return twin

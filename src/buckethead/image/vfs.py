@@ -1,0 +1,419 @@
+"""The SQLite VFS ``buckethead``: SQLite's file calls, answered from page images.
+
+The rule: a file reads the version it pinned with its SHARED lock, writes into a private overlay,
+and only `SQLITE_FCNTL_COMMIT_PHASETWO` brings the overlay into the image. So readers and the
+writer never wait for each other, and a rollback is an overlay thrown away.
+
+Lock states (SQLite's five; PENDING is never asked for). Every other edge raises::
+
+        SHARED: pin the newest version        RESERVED: take the writer's seat
+    NONE ─────────────► SHARED ─────────────► RESERVED ─────────────► EXCLUSIVE
+      ▲                 │  ▲                      │      at once          │
+      └──── unpin ──────┘  └──── leave the seat, drop the overlay ◄───────┘
+
+What SQLite does when, and which test shows it, is in native_notes.
+"""
+
+import enum
+import operator
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import apsw
+
+from . import header
+from .pages import PageImage, Pin, StalePinError, valid_page_size
+from .header import counters
+from .scratch import open_scratch
+
+NAME = "buckethead"
+
+MAX_GAP = 1 << 20
+"""Pages a file may grow by without writing them (8 bytes each here). SQLite leaves such gaps for
+pages freed again in the same transaction; a corrupt header can ask for billions."""
+
+
+class Lock(enum.IntEnum):
+    """SQLite's lock states."""
+
+    NONE = apsw.SQLITE_LOCK_NONE
+    SHARED = apsw.SQLITE_LOCK_SHARED
+    RESERVED = apsw.SQLITE_LOCK_RESERVED
+    PENDING = apsw.SQLITE_LOCK_PENDING
+    EXCLUSIVE = apsw.SQLITE_LOCK_EXCLUSIVE
+
+
+# Plain integers where every statement passes: comparing with an enum member takes twice as long
+NONE, SHARED, RESERVED, EXCLUSIVE = (
+    int(state) for state in (Lock.NONE, Lock.SHARED, Lock.RESERVED, Lock.EXCLUSIVE)
+)
+
+_COMMIT_PHASETWO = apsw.SQLITE_FCNTL_COMMIT_PHASETWO
+_PRAGMA = apsw.SQLITE_FCNTL_PRAGMA
+_WHICH_FILE = 0x62680001  # our own file control: "which of our files serves this schema?"
+
+_which_file = threading.local()
+
+
+class IllegalLockError(AssertionError):
+    """SQLite asked for a lock transition that its own protocol does not have."""
+
+
+class BusySnapshotError(apsw.BusyError, apsw.AbortError):
+    """SQLITE_BUSY_SNAPSHOT with a message.
+
+    APSW drops the text of any exception that it translates to SQLITE_BUSY. It finds the code by
+    class, AbortError before BusyError, and refines it by ``extendedresult``; so that attribute is
+    missing the first time it is looked at, which is APSW's look, and right ever after.
+    """
+
+    result = apsw.SQLITE_BUSY
+    _asked_by_apsw = False
+
+    @property
+    def extendedresult(self) -> int:
+        if not self._asked_by_apsw:
+            self._asked_by_apsw = True
+            raise AttributeError("extendedresult")
+        return apsw.SQLITE_BUSY_SNAPSHOT
+
+
+class _PlainBusySnapshot(apsw.BusyError):
+    extendedresult = apsw.SQLITE_BUSY_SNAPSHOT
+
+
+class CommitError(apsw.IOError):
+    """COMMIT was cut short. SQLite must be told IOERR: for no other code does it forget the pages
+    it has cached, and the next commit would write lost pages over someone's update."""
+
+    result = apsw.SQLITE_IOERR
+    extendedresult = apsw.SQLITE_IOERR
+
+
+class CommitInterrupted(CommitError, KeyboardInterrupt):  # noqa: N818 - a KeyboardInterrupt
+    """Ctrl-C arrived inside COMMIT. The transaction is whole in the database or not at all."""
+
+
+class Database(Protocol):
+    """What a file needs to know of the database it belongs to."""
+
+    name: str
+    image: PageImage
+    refusal: Exception | None
+    """What the first write of a transaction raises, if writing is not allowed (any more)."""
+
+    def committed(self) -> None:
+        """Called after every commit, in the committing thread; must be quick and not raise."""
+
+    def closed(self, file: "DatabaseFile") -> None:
+        """Called when a file of the database was closed."""
+
+
+class DatabaseFile(Pin):
+    """One open main database file: a pin that can also write.
+
+    SQLite calls the methods of one file from one thread at a time, so its fields need no lock.
+    """
+
+    __slots__ = ("_base", "_database", "_image", "_journal_off", "_lock", "connection", "length",
+                 "overlay")  # fmt: skip
+
+    overlay: dict[int, bytes] | None  # page number -> page, of the running write transaction
+    length: int  # pages in the file as this file sees it
+    _base: int  # leading pages that the transaction has not cut off
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+        self._image = database.image
+        self._lock = NONE
+        self._journal_off = False
+        self.overlay = None
+        self.length = self._base = 0
+        self.connection: weakref.ref[apsw.Connection] | None = None
+
+    @property
+    def database(self) -> Database:
+        return self._database
+
+    # -- locks ------------------------------------------------------------------------------
+
+    def xLock(self, level: int) -> None:
+        lock = self._lock
+        if level == SHARED and lock == NONE:
+            self._image.pin(self)
+            self.length = self.page_count
+            self._lock = SHARED
+        elif level == RESERVED and lock == SHARED:
+            if self._database.refusal is not None:
+                raise self._database.refusal
+            try:
+                if not self._image.reserve(self):
+                    raise apsw.BusyError(f"another connection writes to {self._database.name!r}")
+            except StalePinError:
+                raise self._stale() from None
+            self._lock = RESERVED
+        elif level == EXCLUSIVE and lock == RESERVED:
+            self.overlay = {}
+            self._base = self.length
+            self._lock = EXCLUSIVE
+        elif level > lock:
+            raise IllegalLockError(f"lock {Lock(lock).name} -> {Lock(level).name}")
+
+    def _stale(self) -> Exception:
+        """In a transaction the statement fails, so say why; outside one (BEGIN IMMEDIATE) SQLite
+        itself tries again on the new version, and an exception with a text would stop it."""
+        connection = self.connection and self.connection()
+        if connection is None or not connection.in_transaction:
+            return _PlainBusySnapshot()
+        return BusySnapshotError(
+            f"cannot write to {self._database.name!r}: this transaction began by reading version "
+            f"{self.version}, and another connection has committed since. ROLLBACK and run it "
+            "again with BEGIN IMMEDIATE"
+        )
+
+    def xUnlock(self, level: int) -> None:
+        lock = self._lock
+        if level == NONE:
+            if lock != NONE:
+                self.overlay = None
+                self._lock = NONE
+                self._image.park(self)
+        elif level == SHARED and lock >= SHARED:
+            self.overlay = None
+            self.length = self.page_count
+            self._lock = SHARED
+            self._image.release(self)
+        else:
+            raise IllegalLockError(f"unlock {Lock(lock).name} -> {Lock(level).name}")
+
+    def xCheckReservedLock(self) -> bool:
+        return self._image.writer is not None
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        size = self.page_size
+        if self.overlay is not None or self._lock == NONE or size == 0:
+            return self._read_aside(amount, offset)
+        index = offset // size
+        if index >= self.page_count:
+            return b""
+        try:
+            page = self.pages[index]  # first the list, then the undo map: see Pin.page
+        except IndexError:
+            page = self.undo[index + 1]
+        else:
+            if self.undo:
+                page = self.undo.get(index + 1, page)
+        if amount == size:
+            return page
+        start = offset % size
+        return page[start : start + amount]
+
+    def _read_aside(self, amount: int, offset: int) -> bytes:
+        """The rarer reads: within a write transaction, of an empty database, and the one of the
+        header that SQLite makes at open before any lock."""
+        if self.overlay is None or self.page_size == 0:
+            with self._image.pinned() as pin:
+                page1 = pin.page(1) if pin.page_count else b""
+            return page1[offset : offset + amount]
+        if self.overlay and offset == 24 and amount == 16:
+            self._forget_abandoned()
+        index, start = divmod(offset, self.page_size)
+        return self._current(index + 1)[start : start + amount]
+
+    def _current(self, number: int) -> bytes:
+        """A page as the running transaction sees it; empty beyond the end of the file."""
+        if self.overlay is not None:
+            page = self.overlay.get(number)
+            if page is not None:
+                return page
+            if self._base < number <= self.length:
+                return bytes(self.page_size)
+        return self.page(number) if number <= min(self.page_count, self.length) else b""
+
+    def _forget_abandoned(self) -> None:
+        """SQLite looks at the header's counters while EXCLUSIVE only when it has emptied its
+        cache after a failed or unjournalled rollback under locking_mode=EXCLUSIVE: the lock
+        stays, so this is the one sign that the transaction is over (native_notes/commit.md)."""
+        self.overlay = {}
+        self.length = self._base = self.page_count
+
+    def xFileSize(self) -> int:
+        if self._lock == NONE:
+            return self._image.size
+        return self.length * self.page_size
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        overlay = self.overlay
+        assert overlay is not None, "SQLite writes under an EXCLUSIVE lock only"
+        size = self.page_size or self._decide_page_size(len(data))
+        number, start = divmod(offset, size)
+        number += 1
+        if number > self.length:
+            self._grow(number)
+        if start or len(data) != size:
+            old = self._current(number).ljust(size, b"\0")
+            data = old[:start] + data + old[start + len(data) :]
+            assert len(data) == size, "SQLite writes within one page"
+        overlay[number] = data
+
+    def _decide_page_size(self, size: int) -> int:
+        """The first write to an empty database is a whole page, of the size it will have."""
+        if not valid_page_size(size):
+            raise apsw.IOError(f"first write of {size} bytes is not a page")
+        self.page_size = size
+        return size
+
+    def _grow(self, length: int) -> None:
+        if length - self.length > MAX_GAP:
+            raise apsw.FullError(
+                f"{self._database.name!r} has {self.length:,} pages and was asked to grow to "
+                f"{length:,} at once. The database header is damaged: restore an earlier image"
+            )
+        self.length = length
+
+    def xTruncate(self, size: int) -> None:
+        assert self.overlay is not None, "SQLite truncates under an EXCLUSIVE lock only"
+        length = size // self.page_size if self.page_size else 0
+        if length > self.length:
+            self._grow(length)
+        else:
+            for number in [number for number in self.overlay if number > length]:
+                del self.overlay[number]
+            self.length = length
+            self._base = min(self._base, length)
+
+    # -- control ----------------------------------------------------------------------------
+
+    def xFileControl(self, op: int, pointer: int) -> bool:
+        if op == _COMMIT_PHASETWO:
+            if self.overlay:
+                self._commit(self.overlay)
+            return True
+        if op == _PRAGMA:
+            return self._pragma(apsw.VFSFcntlPragma(pointer))
+        if op == _WHICH_FILE:
+            _which_file.answer = self
+            return True
+        return False
+
+    def _commit(self, overlay: dict[int, bytes]) -> None:
+        """Bring the overlay into the image: this is the commit point."""
+        try:
+            if self.length > self._base:
+                blank = bytes(self.page_size)
+                for number in range(self._base + 1, self.length + 1):
+                    overlay.setdefault(number, blank)
+            if self.page_count:
+                self._raise_counters(overlay)
+            self._image.apply(overlay, self.length, self.page_size, self)
+        except KeyboardInterrupt as error:
+            raise CommitInterrupted(
+                f"interrupted in COMMIT to {self._database.name!r}: the transaction is whole in "
+                "the database or not at all; read it to learn which"
+            ) from error
+        except BaseException as error:
+            raise CommitError(
+                f"COMMIT to {self._database.name!r} failed, nothing of the transaction was kept: "
+                f"{error!r}"
+            ) from error
+        # Under locking_mode=EXCLUSIVE the next transaction begins without another lock call
+        self.overlay = {}
+        self._base = self.length
+        self._database.committed()
+
+    def _raise_counters(self, overlay: dict[int, bytes]) -> None:
+        """Invariant 13. SQLite raises both counters itself, except that it raises the change
+        counter only once under locking_mode=EXCLUSIVE, and that PRAGMA schema_version sets any
+        cookie."""
+        shown = self._image.pages[0]
+        page1 = overlay.get(1, shown)
+        counter, cookie = counters(page1, 24)
+        shown_counter, shown_cookie = counters(shown, 24)
+        expected = (shown_counter + 1) & 0xFFFFFFFF
+        if counter != expected or cookie < shown_cookie:
+            if cookie < shown_cookie:
+                cookie = header.after(shown_cookie)
+            overlay[1] = header.with_counters(page1, expected, cookie)
+
+    def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
+        """journal_mode stays MEMORY or OFF, as for SQLite's own in-memory databases: under any
+        other SQLite would open a named journal, or turn on WAL."""
+        if pragma.name.lower() != "journal_mode" or pragma.value is None:
+            return False
+        wanted = pragma.value.lower()
+        if wanted in ("memory", "off"):
+            self._journal_off = wanted == "off"
+            return False
+        pragma.result = "off" if self._journal_off else "memory"
+        return True
+
+    # C functions where there is nothing to do but answer 0 or False: the interpreter is not entered,
+    # which makes a point read 5% faster (memory is the file, so a sync has nothing to do)
+    xSync = staticmethod(int)
+    xDeviceCharacteristics = staticmethod(int)
+
+    def xSectorSize(self) -> int:
+        return 4096
+
+    def xClose(self) -> None:
+        self.overlay = None
+        self._lock = NONE
+        self._image.unpin(self)
+        self._database.closed(self)
+
+
+class BucketVFS(apsw.VFS):
+    """Finds the database that a file name and its URI parameters mean; see the module's head."""
+
+    def __init__(self, find: Callable[[str, dict[str, str], int], Database]) -> None:
+        self._platform = apsw.vfs_names()[0]
+        self._find = find
+        super().__init__(NAME, self._platform)
+
+    def xOpen(
+        self, name: str | apsw.URIFilename | None, flags: list[int]
+    ) -> "apsw.VFSFile | DatabaseFile":
+        if name is None:
+            return open_scratch(self._platform, flags)
+        if not isinstance(name, apsw.URIFilename):
+            raise apsw.CantOpenError(
+                f"refused to open the journal {name!r}: a volume's journal is kept in memory. "
+                "Use PRAGMA <schema>.journal_mode=MEMORY"
+            )
+        parameters = {key: name.uri_parameter(key) or "" for key in name.parameters}
+        file = DatabaseFile(self._find(name.filename(), parameters, flags[0]))
+        # As memdb does: the journal is kept in memory, WAL is impossible, no super-journal
+        flags[1] = flags[0] | apsw.SQLITE_OPEN_MEMORY
+        return file
+
+    def xFullPathname(self, name: str) -> str:
+        return name  # a volume's name is no path
+
+    # "Is there a journal, is there a WAL?" Never, whatever files lie in the folder. A C function
+    # that answers False to (pathname, flags): SQLite asks twice before every statement
+    xAccess = staticmethod(operator.is_)
+
+    def xDelete(self, filename: str, syncdir: bool) -> None:
+        """Nothing has a name here, so there is nothing to delete."""
+
+    def xSleep(self, microseconds: int) -> int:
+        # The inherited one keeps the GIL, so the lock that is waited for could not be released
+        time.sleep(microseconds / 1e6)
+        return microseconds
+
+
+def file_of(connection: apsw.Connection, schema: str = "main") -> DatabaseFile | None:
+    """The file of ours that serves a schema of the connection; None when it is not ours."""
+    _which_file.answer = None
+    connection.file_control(schema, _WHICH_FILE, 0)
+    answer: DatabaseFile | None = _which_file.answer
+    _which_file.answer = None
+    return answer

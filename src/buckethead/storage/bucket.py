@@ -1,0 +1,687 @@
+"""Objects in a store: the `Bucket` contract, and `BucketClient`, its thin layer over boto3.
+
+No retry logic of its own. botocore's errors surface as they are (``translate.py`` turns them into
+messages), except where the caller must decide: a missing object and a failed precondition.
+"""
+
+import os
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
+
+from pydantic import SecretStr
+
+from buckethead.config import BucketConfig
+from buckethead.errors import (
+    BucketError,
+    ConfigError,
+    ObjectNotFoundError,
+    PreconditionFailedError,
+)
+from buckethead.storage.parallel import MAX_PARTS, equal_parts, ordered_map, part_size_for
+from buckethead.storage.translate import code_of, describe, status_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import (
+        CompletedMultipartUploadTypeDef,
+        CompletedPartTypeDef,
+        CopySourceTypeDef,
+    )
+
+LONGEST_PRESIGNED_SECONDS = 604_800
+# S3's limit of one CopyObject, and the parts a larger object is copied in.
+LARGEST_COPY = 5 * 1024**3
+COPY_PART = 512 * 1024**2
+# S3's limits of one DeleteObjects and one ListObjectsV2.
+DELETE_BATCH = 1000
+LIST_PAGE = 1000
+# First try included. boto3's "standard" mode waits at most 1 s, then 2 s between tries, so that
+# a dead endpoint costs three timeouts and no more.
+_ATTEMPTS = 3
+# For what runs beside a transfer's parts.
+_SPARE_CONNECTIONS = 4
+# What a store may answer instead of 412: two conditional writes at once, and If-Match where there
+# is no object at all.
+_LOST_CONDITIONS = ("ConditionalRequestConflict", "NoSuchKey")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """An object without its content; ``size`` in bytes, ``last_modified`` in unix seconds.
+
+    ``metadata`` is empty in listings.
+    """
+
+    key: str
+    size: int
+    etag: str
+    last_modified: float
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OperationCount:
+    """What one kind of operation cost so far; seconds add up over parallel requests."""
+
+    operations: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class IOSnapshot:
+    """The counts of one moment: totals, and by operation name."""
+
+    requests: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    operations: Mapping[str, OperationCount]
+
+
+@dataclass(slots=True)
+class Traffic:
+    """The bytes one running operation has moved."""
+
+    up: int = 0
+    down: int = 0
+
+
+class IOCounters:
+    """Operations, bytes and seconds by operation name, for any number of threads.
+
+    A failed operation counts; the tries boto3 makes within one are one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._operations: dict[str, OperationCount] = {}  # guarded by _lock
+
+    @contextmanager
+    def timed(self, operation: str) -> Iterator[Traffic]:
+        """Count the block as one operation, with the bytes it enters into the `Traffic`."""
+        traffic = Traffic()
+        begun = time.perf_counter()
+        try:
+            yield traffic
+        finally:
+            seconds = time.perf_counter() - begun
+            with self._lock:
+                count = self._operations.get(operation, OperationCount())
+                self._operations[operation] = OperationCount(
+                    count.operations + 1,
+                    count.bytes_up + traffic.up,
+                    count.bytes_down + traffic.down,
+                    count.seconds + seconds,
+                )
+
+    @property
+    def requests(self) -> int:
+        """All operations so far."""
+        return self.snapshot().requests
+
+    def snapshot(self) -> IOSnapshot:
+        """The counts of this moment."""
+        with self._lock:
+            operations = dict(sorted(self._operations.items()))
+        counts = operations.values()
+        return IOSnapshot(
+            requests=sum(count.operations for count in counts),
+            bytes_up=sum(count.bytes_up for count in counts),
+            bytes_down=sum(count.bytes_down for count in counts),
+            seconds=sum(count.seconds for count in counts),
+            operations=operations,
+        )
+
+
+class Bucket(Protocol):
+    """A place for objects. Every implementation passes one contract suite.
+
+    ``url`` names the place in messages; ``identity`` is equal for two clients of one place.
+    ``part_size`` is in bytes; a transfer holds at most ``concurrency`` parts in memory (two at
+    least). ETags are opaque. Metadata is ASCII text with lower-case names.
+
+    What has a body here is the same for every store.
+    """
+
+    url: str
+    identity: tuple[str, ...]
+    counters: IOCounters
+    part_size: int
+    concurrency: int
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """The object's size, ETag, time and metadata; None when there is none."""
+
+    def get_bytes(self, key: str) -> bytes:
+        """The whole object. Raises ObjectNotFoundError."""
+
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        """``length`` bytes from ``start``, fewer where the object ends before.
+
+        Raises ObjectNotFoundError, or PreconditionFailedError when the ETag is not ``if_match``.
+        """
+
+    def put_bytes(
+        self,
+        data: bytes | bytearray,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        """Write an object in one request; its ETag.
+
+        ``if_none_match``: only where there is none yet; ``if_match``: only over the object with
+        this ETag. Raises PreconditionFailedError.
+        """
+
+    def put_parts(
+        self,
+        chunks: Iterable[bytes],
+        key: str,
+        *,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """Write an object from chunks of any size; its ETag.
+
+        The object appears whole or not at all, whatever is raised, by ``chunks`` too. ``size``,
+        the sum of the chunks where it is known, lets parts grow so that any object fits.
+        ``progress`` is called in this thread with the bytes of each part that has arrived.
+        Conditions as in `put_bytes`. Raises PreconditionFailedError, BucketError when there are
+        too many parts.
+        """
+
+    def copy(self, src: str, dst: str) -> bool:
+        """Copy an object with its metadata inside the store; False when ``src`` is missing."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens when there is none."""
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Remove objects. Raises BucketError when some could not be, after trying all."""
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose key begins with ``prefix``, in no particular order."""
+
+    def generate_presigned_get(self, key: str, *, expires_in: int) -> str:
+        """A URL that reads the object for ``expires_in`` seconds, 604,800 at most.
+
+        Raises ValueError for any other time. The URL is a secret.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Is there an object?"""
+        return self.head(key) is not None
+
+    def last_modified(self, key: str) -> float | None:
+        """When the object was written, in unix seconds; None when there is none."""
+        info = self.head(key)
+        return None if info is None else info.last_modified
+
+    def list_keys(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with ``prefix``, in no particular order."""
+        return (info.key for info in self.list_objects(prefix))
+
+    def get_parts(
+        self, key: str, size: int, *, if_match: str | None = None
+    ) -> Generator[bytes, None, None]:
+        """The first ``size`` bytes of an object in order, by parallel ranges of ``part_size``.
+
+        Close it when not read to the end. Raises as `get_range` does, and BucketError when the
+        object is shorter.
+        """
+
+        def part(start: int) -> bytes:
+            length = min(self.part_size, size - start)
+            data = self.get_range(key, start, length, if_match=if_match)
+            if len(data) != length:
+                raise BucketError(
+                    f"Could not read {key!r} at {self.url}: {length} bytes were expected from "
+                    f"byte {start}, {len(data)} came. It was replaced meanwhile, or the store "
+                    "does not serve ranges; try again."
+                )
+            return data
+
+        return ordered_map(part, range(0, size, self.part_size), self.concurrency)
+
+    def download(self, key: str, path: str | os.PathLike[str]) -> None:
+        """Write the object to a file, which appears whole or not at all.
+
+        Raises ObjectNotFoundError, or PreconditionFailedError when it was replaced meanwhile.
+        """
+        info = self.head(key)
+        if info is None:
+            raise missing(key, self.url)
+        parts = self.get_parts(key, info.size, if_match=info.etag)
+        with _replacing(Path(path)) as file, closing(parts):
+            for part in parts:
+                file.write(part)
+
+    def upload(
+        self,
+        path: str | os.PathLike[str],
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Write a file's content as an object, streamed; its ETag."""
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = part_size_for(size, self.part_size)
+            chunks = iter(partial(file.read, length), b"")
+            return self.put_parts(chunks, key, size=size, metadata=metadata)
+
+
+def missing(key: str, url: str) -> ObjectNotFoundError:
+    """The error for an object that is not there."""
+    return ObjectNotFoundError(f"Could not read {key!r}: there is no such object at {url}.")
+
+
+def refused(key: str, url: str, *, if_none_match: bool) -> PreconditionFailedError:
+    """The error for a write whose condition did not hold."""
+    found = "there is an object already" if if_none_match else "it is not the expected object"
+    return PreconditionFailedError(
+        f"Could not write {key!r} at {url}: {found}. Read it before deciding: another writer was "
+        "there, or the reply to an earlier try of this very write was lost."
+    )
+
+
+def check_expiry(expires_in: int) -> None:
+    """Raise ValueError for a presigned URL's lifetime that no store grants."""
+    if not 1 <= expires_in <= LONGEST_PRESIGNED_SECONDS:
+        raise ValueError(
+            f"expires_in must be 1 to {LONGEST_PRESIGNED_SECONDS} seconds (7 days, S3's limit), "
+            f"not {expires_in}."
+        )
+
+
+def replaced(key: str, url: str) -> PreconditionFailedError:
+    """The error for an object that another one took the place of while it was read."""
+    return PreconditionFailedError(
+        f"Could not read {key!r} at {url}: another object has taken its place meanwhile. Start "
+        "again with the new one."
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of ``path`` when the block ends well, and is gone otherwise."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".buckethead-")
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+class BucketClient(Bucket):
+    """A bucket of an S3 store, over ``boto3.client("s3")``.
+
+    Made without a request; the client itself is made at the first one, since boto3 takes 0.3 s to
+    import and build. ConfigError when no region can be found by then.
+    """
+
+    def __init__(self, config: BucketConfig, io_counters: IOCounters | None = None) -> None:
+        endpoint = (config.endpoint_url or "").rstrip("/")
+        self.url = f"s3://{config.bucket}" + (f" at {endpoint}" if endpoint else "")
+        self.identity = ("s3", endpoint.lower(), config.bucket)
+        self.counters = io_counters or IOCounters()
+        self.part_size = config.part_size
+        self.concurrency = config.concurrency
+        self._config = config
+        self._name = config.bucket
+        self._extra: dict[str, Any] = dict(config.extra_put_args)
+        self._lock = threading.Lock()
+        self._client: S3Client | None = None  # made under _lock, never replaced
+        self._bucket_seen = False
+
+    def __repr__(self) -> str:
+        return f"BucketClient({self.url!r})"
+
+    @property
+    def _s3(self) -> "S3Client":
+        with self._lock:
+            if self._client is None:
+                self._client = _make_client(self._config)
+            return self._client
+
+    def head(self, key: str) -> ObjectInfo | None:
+        s3 = self._s3
+        try:
+            with self.counters.timed("head_object"):
+                reply = s3.head_object(Bucket=self._name, Key=key)
+        except s3.exceptions.ClientError as error:
+            if status_of(error) != 404:
+                raise
+            self._check_bucket()
+            return None
+        modified = reply["LastModified"].timestamp()
+        return ObjectInfo(key, reply["ContentLength"], reply["ETag"], modified, reply["Metadata"])
+
+    def get_bytes(self, key: str) -> bytes:
+        with self._existing(key):
+            return self._get(key)
+
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        if length < 1:
+            return b""
+        s3 = self._s3
+        request = {"Range": f"bytes={start}-{start + length - 1}"} | _conditions(False, if_match)
+        try:
+            with self._existing(key):
+                return self._get(key, **request)
+        except s3.exceptions.ClientError as error:
+            if status_of(error) == 416:
+                return b""
+            raise
+
+    def put_bytes(
+        self,
+        data: bytes | bytearray,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+    ) -> str:
+        request = self._created_with(metadata) | _conditions(if_none_match, if_match)
+        request["Body"] = data
+        with self._conditional(key, if_none_match), self.counters.timed("put_object") as traffic:
+            reply = self._s3.put_object(Bucket=self._name, Key=key, **request)
+            traffic.up = len(data)
+        return reply["ETag"]
+
+    def put_parts(
+        self,
+        chunks: Iterable[bytes],
+        key: str,
+        *,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        report = progress or (lambda size: None)
+        parts = equal_parts(chunks, part_size_for(size or 0, self.part_size))
+        first = deque(islice(parts, 2))
+        if len(first) < 2:
+            data = first.pop() if first else b""
+            etag = self.put_bytes(
+                data, key, metadata=metadata, if_none_match=if_none_match, if_match=if_match
+            )
+            report(len(data))
+            return etag
+        # taken out one by one, so that nothing here keeps a part that was sent
+        every_part = chain((first.popleft() for _ in range(2)), parts)
+        send = partial(self._send_parts, key, every_part, report)
+        with self._conditional(key, if_none_match):
+            return self._multipart(key, metadata, send, _conditions(if_none_match, if_match))
+
+    def copy(self, src: str, dst: str) -> bool:
+        info = self.head(src)
+        if info is None:
+            return False
+        if info.size > LARGEST_COPY:
+            self._multipart(dst, info.metadata, partial(self._copy_parts, info, dst), {})
+            return True
+        source: CopySourceTypeDef = {"Bucket": self._name, "Key": src}
+        s3 = self._s3
+        try:
+            with self.counters.timed("copy_object"):
+                s3.copy_object(Bucket=self._name, Key=dst, CopySource=source, **self._extra)
+        except s3.exceptions.ClientError as error:
+            if code_of(error) == "NoSuchKey":  # deleted since the HEAD
+                return False
+            raise
+        return True
+
+    def delete(self, key: str) -> None:
+        with self.counters.timed("delete_object"):
+            self._s3.delete_object(Bucket=self._name, Key=key)
+
+    def delete_many(self, keys: Iterable[str]) -> None:
+        failed: list[str] = []
+        rest = iter(keys)
+        while batch := list(islice(rest, DELETE_BATCH)):
+            with self.counters.timed("delete_objects"):
+                reply = self._s3.delete_objects(
+                    Bucket=self._name,
+                    Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True},
+                )
+            failed += [
+                f"{error.get('Key', '')!r} ({error.get('Code', '')})"
+                for error in reply.get("Errors", [])
+            ]
+        if failed:
+            raise BucketError(
+                f"Could not delete {len(failed)} objects at {self.url}, the first of them "
+                f"{failed[0]}. The others are deleted; check the permissions and try again."
+            )
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        request: dict[str, Any] = {"Bucket": self._name, "Prefix": prefix, "MaxKeys": LIST_PAGE}
+        while True:
+            with self.counters.timed("list_objects"):
+                page = self._s3.list_objects_v2(**request)
+            for entry in page.get("Contents", []):
+                modified = entry["LastModified"].timestamp()
+                yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"], modified, {})
+            if not page["IsTruncated"]:
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+    def generate_presigned_get(self, key: str, *, expires_in: int) -> str:
+        check_expiry(expires_in)
+        target = {"Bucket": self._name, "Key": key}
+        return self._s3.generate_presigned_url("get_object", Params=target, ExpiresIn=expires_in)
+
+    def _get(self, key: str, **request: Any) -> bytes:
+        with self.counters.timed("get_object") as traffic:
+            reply = self._s3.get_object(Bucket=self._name, Key=key, **request)
+            with closing(reply["Body"]) as body:
+                data = body.read()
+            traffic.down = len(data)
+        return data
+
+    @contextmanager
+    def _existing(self, key: str) -> Iterator[None]:
+        s3 = self._s3
+        try:
+            yield
+        except s3.exceptions.ClientError as error:
+            if code_of(error) == "NoSuchKey":
+                raise missing(key, self.url) from error
+            if status_of(error) == 412:
+                raise replaced(key, self.url) from error
+            raise
+
+    @contextmanager
+    def _conditional(self, key: str, if_none_match: bool) -> Iterator[None]:
+        s3 = self._s3
+        try:
+            yield
+        except s3.exceptions.ClientError as error:
+            if status_of(error) == 412 or code_of(error) in _LOST_CONDITIONS:
+                raise refused(key, self.url, if_none_match=if_none_match) from error
+            raise
+
+    def _check_bucket(self) -> None:
+        # A HEAD gives a bare 404 for a missing object and for a missing bucket alike.
+        if self._bucket_seen:
+            return
+        s3 = self._s3
+        try:
+            with self.counters.timed("head_bucket"):
+                s3.head_bucket(Bucket=self._name)
+        except s3.exceptions.ClientError as error:
+            if status_of(error) != 403:  # no leave to ask; there is a bucket then
+                raise
+        self._bucket_seen = True
+
+    def _created_with(self, metadata: Mapping[str, str] | None) -> dict[str, Any]:
+        return {**self._extra, "Metadata": dict(metadata or {})}
+
+    def _multipart(
+        self,
+        key: str,
+        metadata: Mapping[str, str] | None,
+        carry: Callable[[str], "list[CompletedPartTypeDef]"],
+        conditions: dict[str, Any],
+    ) -> str:
+        """Create, ``carry(upload_id)``, complete; aborted whatever is raised on the way."""
+        upload_id = None
+        place: dict[str, Any] = {"Bucket": self._name, "Key": key}
+        try:
+            with self.counters.timed("create_multipart_upload"):
+                reply = self._s3.create_multipart_upload(**place, **self._created_with(metadata))
+                place["UploadId"] = upload_id = reply["UploadId"]
+            parts: CompletedMultipartUploadTypeDef = {"Parts": carry(upload_id)}
+            with self.counters.timed("complete_multipart_upload"):
+                done = self._s3.complete_multipart_upload(
+                    **place, MultipartUpload=parts, **conditions
+                )
+        except BaseException as error:
+            if upload_id is not None:
+                self._abort(place, error)
+            raise
+        return done["ETag"]
+
+    def _abort(self, place: dict[str, Any], first: BaseException) -> None:
+        try:
+            with self.counters.timed("abort_multipart_upload"):
+                self._s3.abort_multipart_upload(**place)
+        except Exception as error:
+            first.add_note(
+                f"The multipart upload of {place['Key']!r} at {self.url} could not be aborted "
+                f"either: {describe(error)}. Its parts may be stored and billed until it is."
+            )
+
+    def _send_parts(
+        self,
+        key: str,
+        parts: Iterable[bytes | bytearray],
+        report: Callable[[int], None],
+        upload_id: str,
+    ) -> "list[CompletedPartTypeDef]":
+        def send(numbered: tuple[int, bytes | bytearray]) -> tuple[int, str, int]:
+            number, data = numbered
+            request: dict[str, Any] = {"UploadId": upload_id, "PartNumber": number, "Body": data}
+            with self.counters.timed("upload_part") as traffic:
+                reply = self._s3.upload_part(Bucket=self._name, Key=key, **request)
+                traffic.up = len(data)
+            return number, reply["ETag"], len(data)
+
+        completed: list[CompletedPartTypeDef] = []
+        with closing(ordered_map(send, self._numbered(parts, key), self.concurrency)) as sent:
+            for number, etag, length in sent:
+                completed.append({"PartNumber": number, "ETag": etag})
+                report(length)
+        return completed
+
+    def _numbered(
+        self, parts: Iterable[bytes | bytearray], key: str
+    ) -> Iterator[tuple[int, bytes | bytearray]]:
+        for number, part in enumerate(parts, 1):
+            if number > MAX_PARTS:
+                raise BucketError(
+                    f"Could not write {key!r} at {self.url}: more than {MAX_PARTS} parts of "
+                    f"{self.part_size} bytes, S3's limit. Raise part_size, or state the size."
+                )
+            yield number, part
+
+    def _copy_parts(
+        self, info: ObjectInfo, dst: str, upload_id: str
+    ) -> "list[CompletedPartTypeDef]":
+        length = part_size_for(info.size, COPY_PART)
+        source: CopySourceTypeDef = {"Bucket": self._name, "Key": info.key}
+
+        def copy(numbered: tuple[int, int]) -> "CompletedPartTypeDef":
+            number, start = numbered
+            end = min(start + length, info.size) - 1
+            with self.counters.timed("upload_part_copy"):
+                reply = self._s3.upload_part_copy(
+                    Bucket=self._name,
+                    Key=dst,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    CopySource=source,
+                    CopySourceRange=f"bytes={start}-{end}",
+                )
+            return {"PartNumber": number, "ETag": reply["CopyPartResult"]["ETag"]}
+
+        starts = enumerate(range(0, info.size, length), 1)
+        parts = list(ordered_map(copy, starts, self.concurrency))
+        # asked afterwards, since not every store knows the condition on a copied part
+        now = self.head(info.key)
+        if now is None or now.etag != info.etag:
+            raise replaced(info.key, self.url)
+        return parts
+
+
+def _conditions(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
+    conditions = {"IfNoneMatch": "*"} if if_none_match else {}
+    return conditions if if_match is None else {**conditions, "IfMatch": if_match}
+
+
+def _make_client(config: BucketConfig) -> "S3Client":
+    # boto3 takes 0.2 s to import: a directory bucket does not pay for it
+    import boto3.session  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    session = boto3.session.Session(
+        aws_access_key_id=_revealed(config.access_key_id),
+        aws_secret_access_key=_revealed(config.secret_access_key),
+        aws_session_token=_revealed(config.session_token),
+        region_name=None if _is_aws(config) and config.region == "auto" else config.region,
+    )
+    if session.region_name is None:
+        # boto3 would go to us-east-1 without a word
+        raise ConfigError(
+            f"Could not use s3://{config.bucket}: it is on AWS, and no region is configured. Set "
+            "region in the configuration, or AWS_DEFAULT_REGION; for another store, endpoint_url."
+        )
+    # AWS's own checksums are unknown to many other stores
+    checksums: Literal["when_required"] | None = None if _is_aws(config) else "when_required"
+    return session.client(
+        "s3",
+        endpoint_url=config.endpoint_url,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=config.connect_timeout,
+            read_timeout=config.read_timeout,
+            max_pool_connections=config.concurrency + _SPARE_CONNECTIONS,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            s3={"addressing_style": config.addressing_style},
+            request_checksum_calculation=checksums,
+            response_checksum_validation=checksums,
+        ),
+    )
+
+
+def _is_aws(config: BucketConfig) -> bool:
+    return config.endpoint_url is None
+
+
+def _revealed(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
