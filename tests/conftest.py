@@ -1,6 +1,7 @@
 """What every test can use: the stores of `servers`, and ``--nightly``."""
 
 import pytest
+
 from servers import (
     bucket,
     bucket_config,

@@ -117,7 +117,12 @@ def running_seaweedfs(directory: Path) -> Iterator[Server]:
     log = directory / "weed.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=directory, start_new_session=True
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=directory,
+            env={**os.environ, "TMPDIR": str(directory)},  # its own logs go there
+            start_new_session=True,
         )
     try:
         _await_ready(server, process, log)
@@ -125,6 +130,11 @@ def running_seaweedfs(directory: Path) -> Iterator[Server]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # weed puts its sockets there, whatever TMPDIR says, and was killed before it could tidy up
+        for port in (master, volume, filer, s3):
+            for number in (port, port + _GRPC_OFFSET):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                    left.unlink(missing_ok=True)
 
 
 def find_weed() -> str | None:

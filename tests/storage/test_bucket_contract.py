@@ -7,13 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from servers import PART_SIZE
 
 from buckethead.config import BucketConfig
 from buckethead.errors import BucketError, ObjectNotFoundError, PreconditionFailedError
 from buckethead.storage import bucket as bucket_module
 from buckethead.storage.bucket import Bucket
 from buckethead.storage.directory import DirectoryBucket, open_bucket
+from servers import PART_SIZE
 
 ODD_KEYS = [
     "with space",

@@ -13,7 +13,6 @@ HEADER_SIZE = 100
 MAGIC = b"SQLite format 3\x00"
 
 
-
 counters = struct.Struct(">I12xI").unpack_from
 """``counters(page1, 24)``: the change counter (bytes 24..27, raised by every commit) and the schema
 cookie (bytes 40..43, raised by every change of the schema)."""

@@ -89,7 +89,10 @@ class Pin:
         """All pages in order, ``length`` pages at a time."""
         for start in range(0, self.page_count, length):
             stop = min(start + length, self.page_count)
-            yield [self.page(number) for number in range(start + 1, stop + 1)]
+            run = self.pages[start:stop]
+            if self.undo or len(run) != stop - start:  # looked at after the list, as in `page`
+                run = [self.page(number) for number in range(start + 1, stop + 1)]
+            yield run
 
     @property
     def size(self) -> int:
@@ -246,15 +249,15 @@ class PageImage:
                 self._finish()
                 raise
 
-    def swap(self, page_size: int, pages: list[bytes]) -> None:
+    def swap(self, page_size: int, pages: list[bytes], writer: Pin) -> None:
         """Put another image in place of this one; live pins go on showing the old one.
 
-        The pages are taken as published; the list belongs to the image from here on. Nobody may
-        hold the writer's seat.
+        The pages are taken as published; the list belongs to the image from here on. ``writer``
+        holds the seat, so that no transaction is cut through; it goes on showing the old image.
         """
         with self.lock:
             self._finish()
-            assert self.writer is None, "invariant 2: a swap never cuts through a transaction"
+            assert self.writer is writer, "invariant 2: a swap comes from the writer's seat"
             self._pending = (pages, page_size, self.version + 1)
             try:
                 self._finish()
@@ -368,6 +371,10 @@ class PageImage:
         with self.lock:
             self.dirty |= self._taken
             self._taken = set()
+
+    def after_fork_in_child(self) -> None:
+        """os.fork() copied the lock as it was; whoever held it does not exist in this process."""
+        self.lock = threading.Lock()
 
     def fork(self) -> "PageImage":
         """Another image that shares all pages with the newest version of this one."""

@@ -15,18 +15,21 @@ What SQLite does when, and which test shows it, is in native_notes.
 """
 
 import enum
+import itertools
 import operator
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import apsw
 
+from ..errors import VolumeError
 from . import header
-from .pages import PageImage, Pin, StalePinError, valid_page_size
+from .database import Database
 from .header import counters
+from .pages import PageImage, Pin, StalePinError, valid_page_size
 from .scratch import open_scratch
 
 NAME = "buckethead"
@@ -97,21 +100,6 @@ class CommitInterrupted(CommitError, KeyboardInterrupt):  # noqa: N818 - a Keybo
     """Ctrl-C arrived inside COMMIT. The transaction is whole in the database or not at all."""
 
 
-class Database(Protocol):
-    """What a file needs to know of the database it belongs to."""
-
-    name: str
-    image: PageImage
-    refusal: Exception | None
-    """What the first write of a transaction raises, if writing is not allowed (any more)."""
-
-    def committed(self) -> None:
-        """Called after every commit, in the committing thread; must be quick and not raise."""
-
-    def closed(self, file: "DatabaseFile") -> None:
-        """Called when a file of the database was closed."""
-
-
 class DatabaseFile(Pin):
     """One open main database file: a pin that can also write.
 
@@ -157,6 +145,8 @@ class DatabaseFile(Pin):
                 raise self._stale() from None
             self._lock = RESERVED
         elif level == EXCLUSIVE and lock == RESERVED:
+            if self._database.refusal is not None:  # forked or stopped since the lock
+                raise self._database.refusal
             self.overlay = {}
             self._base = self.length
             self._lock = EXCLUSIVE
@@ -166,7 +156,7 @@ class DatabaseFile(Pin):
     def _stale(self) -> Exception:
         """In a transaction the statement fails, so say why; outside one (BEGIN IMMEDIATE) SQLite
         itself tries again on the new version, and an exception with a text would stop it."""
-        connection = self.connection and self.connection()
+        connection = self.connection() if self.connection is not None else None
         if connection is None or not connection.in_transaction:
             return _PlainBusySnapshot()
         return BusySnapshotError(
@@ -307,6 +297,8 @@ class DatabaseFile(Pin):
     def _commit(self, overlay: dict[int, bytes]) -> None:
         """Bring the overlay into the image: this is the commit point."""
         try:
+            if self._database.refusal is not None:
+                raise self._database.refusal
             if self.length > self._base:
                 blank = bytes(self.page_size)
                 for number in range(self._base + 1, self.length + 1):
@@ -367,39 +359,62 @@ class DatabaseFile(Pin):
         self.overlay = None
         self._lock = NONE
         self._image.unpin(self)
-        self._database.closed(self)
+        self._database.closed()
+        if self._cut_off_by_deserialize():
+            raise VolumeError(
+                f"deserialize() has cut this connection off from {self._database.name!r}, which "
+                "is unchanged: nothing written through this connection will be kept. Close it; "
+                "to load a database file use `buckethead import FILE`, or the backup API"
+            )
+
+    def _cut_off_by_deserialize(self) -> bool:
+        """Main is closed before its connection is by Connection.deserialize only."""
+        connection = self.connection() if self.connection is not None else None
+        if connection is None:
+            return False
+        try:
+            connection.db_names()
+        except apsw.ConnectionClosedError:
+            return False
+        return True
+
+
+Find = Callable[[str, dict[str, str], int], Database]
+"""Name, URI parameters and SQLite's open flags of a main database -> the database they mean."""
 
 
 class BucketVFS(apsw.VFS):
     """Finds the database that a file name and its URI parameters mean; see the module's head."""
 
-    def __init__(self, find: Callable[[str, dict[str, str], int], Database]) -> None:
+    def __init__(self, find: Find) -> None:
         self._platform = apsw.vfs_names()[0]
         self._find = find
         super().__init__(NAME, self._platform)
 
-    def xOpen(
+    def xOpen(  # type: ignore[override]  # APSW asks for the methods only
         self, name: str | apsw.URIFilename | None, flags: list[int]
-    ) -> "apsw.VFSFile | DatabaseFile":
+    ) -> apsw.VFSFile | DatabaseFile:
         if name is None:
             return open_scratch(self._platform, flags)
         if not isinstance(name, apsw.URIFilename):
             raise apsw.CantOpenError(
-                f"refused to open the journal {name!r}: a volume's journal is kept in memory. "
-                "Use PRAGMA <schema>.journal_mode=MEMORY"
+                f"Could not open {name!r}: a volume keeps its journal in memory and has no other "
+                "files. Say PRAGMA <schema>.journal_mode=MEMORY for the schema that it is."
             )
-        parameters = {key: name.uri_parameter(key) or "" for key in name.parameters}
-        file = DatabaseFile(self._find(name.filename(), parameters, flags[0]))
+        database = _private.get(name.filename())
+        if database is None:
+            parameters = {key: name.uri_parameter(key) or "" for key in name.parameters}
+            database = self._find(name.filename(), parameters, flags[0])
         # As memdb does: the journal is kept in memory, WAL is impossible, no super-journal
         flags[1] = flags[0] | apsw.SQLITE_OPEN_MEMORY
-        return file
+        return DatabaseFile(database)
 
     def xFullPathname(self, name: str) -> str:
         return name  # a volume's name is no path
 
     # "Is there a journal, is there a WAL?" Never, whatever files lie in the folder. A C function
     # that answers False to (pathname, flags): SQLite asks twice before every statement
-    xAccess = staticmethod(operator.is_)
+    xAccess = staticmethod(operator.is_)  # type: ignore[assignment]
 
     def xDelete(self, filename: str, syncdir: bool) -> None:
         """Nothing has a name here, so there is nothing to delete."""
@@ -417,3 +432,24 @@ def file_of(connection: apsw.Connection, schema: str = "main") -> DatabaseFile |
     answer: DatabaseFile | None = _which_file.answer
     _which_file.answer = None
     return answer
+
+
+_private: dict[str, Database] = {}
+_private_numbers = itertools.count(1)
+
+
+@contextmanager
+def connected(image: PageImage) -> Iterator[apsw.Connection]:
+    """A connection to an image that no name leads to, for the length of a block."""
+    name = f"private/{next(_private_numbers)}"
+    _private[name] = Database(name, image)
+    try:
+        connection = apsw.Connection(
+            f"file:{name}?vfs={NAME}", apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_URI
+        )
+        try:
+            yield connection
+        finally:
+            connection.close()
+    finally:
+        del _private[name]

@@ -269,7 +269,7 @@ class Bucket(Protocol):
         if info is None:
             raise missing(key, self.url)
         parts = self.get_parts(key, info.size, if_match=info.etag)
-        with _replacing(Path(path)) as file, closing(parts):
+        with replacing(Path(path)) as file, closing(parts):
             for part in parts:
                 file.write(part)
 
@@ -320,7 +320,7 @@ def replaced(key: str, url: str) -> PreconditionFailedError:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when the block ends well, and is gone otherwise."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".buckethead-")
     try:

@@ -393,7 +393,7 @@ def _reply(error: BaseException) -> dict[str, Any]:
 
 
 def _botocore_names(error: BaseException) -> list[str]:
-    return [c.__name__ for c in type(error).__mro__ if c.__module__ == "botocore.exceptions"]
+    return [c.__name__ for c in type(error).__mro__ if c.__module__.startswith("botocore.")]
 
 
 def _quotable(text: str) -> str:

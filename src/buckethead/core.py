@@ -1,0 +1,229 @@
+"""`BucketSQLite`: a volume with a beginning and an end. Wires everything, decides nothing.
+
+Importing this file makes the VFS ``buckethead`` known to APSW.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from .config import DEFAULT_KEY, BucketConfig, ProfilingConfig, SnapshotConfig
+from .connection import Connection
+from .errors import ConfigError
+from .flusher import Lifecycle, Scheduler
+from .image.connections import install
+from .observability.profiling import Profiler
+from .observability.reporter import StatusReporter
+from .registry import Registry, config_of, uri_of
+from .storage.bucket import IOCounters
+from .storage.snapshot import FlushResult
+from .volume import FlushObserver, Volume, VolumeStatus
+
+registry = Registry()
+scheduler = Scheduler(registry)
+_lifecycle = Lifecycle(registry, scheduler)
+
+registry.wake = scheduler.wake
+registry.mounted_hook = _lifecycle.volume_mounted
+_lifecycle.install()
+install(registry.open)
+
+
+def mount(
+    name: str, config: BucketConfig | None = None, snapshot_config: SnapshotConfig | None = None
+) -> Volume:
+    """Restore a database and make it known as ``file:NAME?vfs=buckethead`` in this process.
+
+    Without a configuration the environment's is used, and where there is none the directory
+    ``./buckethead-data``. Raises ConfigError, BucketError, SnapshotCorruptError, VolumeBusyError.
+    """
+    return registry.mount(name, config or config_of(name), snapshot_config)
+
+
+def unmount(name: str) -> None:
+    """Publish what the volume still has and forget it. Raises ConfigError when there is none of
+    that name, and BucketError when it cannot be published: then it stays mounted."""
+    volume = registry.get(name)
+    if volume is None:
+        raise ConfigError(f"Could not unmount {name!r}: no volume of that name is mounted.")
+    registry.unmount(volume)
+
+
+@dataclass(frozen=True, slots=True)
+class _Callbacks:
+    """The user's functions as an observer of the volume's flushes."""
+
+    on_flush_start: Callable[[], object] | None
+    on_flush_complete: Callable[[float, int], object] | None
+    on_flush_error: Callable[[BaseException], object] | None
+
+    def flush_started(self, name: str) -> None:
+        if self.on_flush_start is not None:
+            self.on_flush_start()
+
+    def flush_finished(self, name: str, result: FlushResult) -> None:
+        if self.on_flush_complete is not None:
+            self.on_flush_complete(result.duration_s, result.bytes_written)
+
+    def flush_failed(self, name: str, error: BaseException) -> None:
+        if self.on_flush_error is not None:
+            self.on_flush_error(error)
+
+
+class BucketSQLite:
+    """A database in memory that belongs to a bucket, from `start` to `stop`.
+
+    ``on_flush_start()``, ``on_flush_complete(duration_s, bytes_uploaded)`` and
+    ``on_flush_error(exc)`` are called in the thread that flushes; what they raise is logged.
+    Without ``bucket_config`` the environment's is used, and else ``./buckethead-data``.
+
+    Use before `start` raises RuntimeError. Raises ValueError when ``share_config`` and
+    ``project`` are both given.
+    """
+
+    def __init__(
+        self,
+        bucket_config: BucketConfig | None = None,
+        snapshot_config: SnapshotConfig | None = None,
+        profiling_config: ProfilingConfig | None = None,
+        *,
+        on_flush_start: Callable[[], object] | None = None,
+        on_flush_complete: Callable[[float, int], object] | None = None,
+        on_flush_error: Callable[[BaseException], object] | None = None,
+        status_reporter: StatusReporter | None = None,
+        share_config: object | None = None,
+        project: str | None = None,
+    ) -> None:
+        if share_config is not None and project is not None:
+            raise ValueError("share_config and project exclude each other: give one of them")
+        if share_config is not None or project is not None:
+            raise ConfigError("Sharing is not available in this version: leave it out.")
+        self._bucket_config = bucket_config
+        self._snapshot_config = snapshot_config or SnapshotConfig()
+        self._profiler = Profiler(profiling_config or ProfilingConfig())
+        self._observers: list[FlushObserver] = [
+            _Callbacks(on_flush_start, on_flush_complete, on_flush_error)
+        ]
+        if status_reporter is not None:
+            self._observers.append(status_reporter)
+        self._volume: Volume | None = None
+        self._connection: Connection | None = None
+        self._state = "new"
+
+    # -- life -------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Restore the database and open the connection. Raises RuntimeError when started before,
+        ConfigError, BucketError, SnapshotCorruptError, and VolumeBusyError when this process has
+        the key mounted already."""
+        if self._state != "new":
+            raise RuntimeError(f"BucketSQLite was {self._state} already: make a new one")
+        config = self._bucket_config or config_of(DEFAULT_KEY.removesuffix(".db"))
+        self._profiler.start()
+        try:
+            volume = registry.mount(_name_for(config), config, self._snapshot_config, share=False)
+        except BaseException:
+            self._profiler.finish(IOCounters())
+            raise
+        volume.observers.extend(self._observers)
+        self._volume = volume
+        self._state = "started"
+        self._connection = Connection(self.uri)
+        return self
+
+    def stop(self) -> None:
+        """Publish everything and let the database go. A second call does nothing.
+
+        Raises BucketError when the last flush fails; the data stays in memory for another try.
+        """
+        if self._state == "stopped":
+            return
+        volume = self._started()
+        registry.unmount(volume)
+        if self._connection is not None:
+            self._connection.close()
+        self._state = "stopped"
+        self._profiler.finish(volume.bucket.counters)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _started(self) -> Volume:
+        if self._state != "started" or self._volume is None:
+            raise RuntimeError(
+                "BucketSQLite not started: call start(), or use it in a with statement"
+                if self._state == "new"
+                else "BucketSQLite not started: it was stopped, make a new one"
+            )
+        return self._volume
+
+    # -- SQL --------------------------------------------------------------------------------
+
+    @property
+    def uri(self) -> str:
+        """What any ``apsw.Connection`` of this process opens the database by."""
+        return uri_of(self._started().name)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that is kept open from start to stop."""
+        self._started()
+        assert self._connection is not None
+        return self._connection
+
+    def connect(self) -> Connection:
+        """A new connection: one per thread. Closing it never drops data."""
+        return Connection(self.uri)
+
+    # -- durability -------------------------------------------------------------------------
+
+    def flush(self) -> FlushResult:
+        """Publish what has changed, unless the last flush is younger than the minimum interval:
+        then one is scheduled for its end, and the result says ``debounced``. Raises BucketError.
+        """
+        volume = self._started()
+        delay = volume.seconds_to_wait() if volume.changed else 0.0
+        if delay > 0:
+            scheduler.schedule(volume, delay)
+            return FlushResult(False, 0, None, debounced=True)
+        return self.force_flush()
+
+    def force_flush(self) -> FlushResult:
+        """Publish what has changed now: every commit made before the call survives the process
+        when it returns. Raises BucketError, and everything stays in memory."""
+        return self._told(self._started().flush())
+
+    def checkpoint(self) -> FlushResult:
+        """Make the image at the key the newest state. Raises BucketError."""
+        return self._told(self._started().checkpoint())
+
+    def _told(self, result: FlushResult) -> FlushResult:
+        """The volume reports flushes that wrote something; callbacks hear of the others too."""
+        if not result.uploaded:
+            self._started().tell(self._observers[0], "flush_finished", result)
+        return result
+
+    @property
+    def stats(self) -> VolumeStatus:
+        """The volume at this moment: sizes, versions, dirty pages, requests, the last flush."""
+        return self._started().status()
+
+
+def _name_for(config: BucketConfig) -> str:
+    """The key, unless another place's volume has that name in this process."""
+    taken = registry.get(config.key)
+    if taken is None or (taken.config.bucket, taken.config.endpoint_url) == (
+        config.bucket,
+        config.endpoint_url,
+    ):
+        return config.key
+    return f"{config.bucket}/{config.key}"

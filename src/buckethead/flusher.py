@@ -1,0 +1,277 @@
+"""When volumes are flushed: one scheduler thread and a few workers for all volumes of the process,
+and the last flush at a signal, at interpreter exit, and not after a fork.
+
+A volume asks for a flush with the first commit that follows one; until then it is in no queue and
+causes no wake-up. Everything that reaches the scheduler goes through one queue whose ``put`` is
+reentrant, so signal handlers and commits use it alike, without a lock.
+"""
+
+import atexit
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from .errors import BucketHeadError, VolumeReadOnlyError
+from .registry import Registry
+from .storage.snapshot import dump
+from .volume import Volume
+
+log = logging.getLogger("buckethead")
+
+WORKERS = 4
+"""Volumes flushed at a time; each transfer has `BucketConfig.concurrency` threads of its own."""
+
+LONGEST_BACKOFF_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Flush ``volume`` in ``delay`` seconds; None is its interval."""
+
+    volume: Volume
+    delay: float | None = None
+
+
+class _FlushAll:
+    """SIGINT: flush what has changed, and go on."""
+
+
+class _ShutDown:
+    """SIGTERM: flush everything in the time there is, then let the signal do its work."""
+
+
+class Scheduler:
+    """The one thread that knows when each volume is due. Its queue is all that others touch."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.terminate: Callable[[], None] = lambda: None
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, without a thread: at construction, and in a forked child."""
+        self._queue: queue.SimpleQueue[_Ask | _FlushAll | _ShutDown] = queue.SimpleQueue()
+        self._due: list[tuple[float, int, Volume]] = []  # a heap; the scheduler thread's own
+        self._due_at: dict[Volume, float] = {}  # the one entry of the heap that counts
+        self._numbers = itertools.count()
+        self._failures: dict[Volume, int] = {}  # written by the worker that flushes the volume
+        self._start_lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._workers: ThreadPoolExecutor | None = None
+
+    # -- called from anywhere ---------------------------------------------------------------
+
+    def wake(self, volume: Volume) -> None:
+        """A volume has something to publish: flush it within its interval."""
+        self._queue.put(_Ask(volume))
+
+    def schedule(self, volume: Volume, delay: float) -> None:
+        """Flush ``volume`` in ``delay`` seconds, or earlier if that is planned already."""
+        self._queue.put(_Ask(volume, delay))
+
+    def flush_all(self) -> None:
+        """Flush everything that has changed, soon."""
+        self._queue.put(_FlushAll())
+
+    def shut_down(self) -> None:
+        """Flush everything within the volumes' shutdown timeout, then call ``terminate``."""
+        self._queue.put(_ShutDown())
+
+    def start(self) -> None:
+        """Start the thread, once; it waits for the queue and for nothing else."""
+        with self._start_lock:
+            if self._thread is None:
+                self._workers = ThreadPoolExecutor(WORKERS, "buckethead-flush")
+                self._thread = threading.Thread(
+                    target=self._run, name="buckethead-scheduler", daemon=True
+                )
+                self._thread.start()
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            try:
+                request = self._queue.get(timeout=timeout)
+            except queue.Empty:
+                self._flush_due()
+                continue
+            if isinstance(request, _Ask):
+                self._plan(request)
+            elif isinstance(request, _FlushAll):
+                for volume in self._registry.volumes():
+                    if volume.changed:
+                        self._submit(volume)
+            else:
+                self._flush_in_time()
+                self.terminate()
+
+    def _plan(self, ask: _Ask) -> None:
+        volume = ask.volume
+        delay = volume.snapshot.interval_seconds if ask.delay is None else ask.delay
+        due = time.monotonic() + delay
+        if due < self._due_at.get(volume, float("inf")):
+            self._due_at[volume] = due
+            heapq.heappush(self._due, (due, next(self._numbers), volume))
+
+    def _flush_due(self) -> None:
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            due, _, volume = heapq.heappop(self._due)
+            if self._due_at.get(volume) == due:  # else an earlier entry has been served
+                del self._due_at[volume]
+                self._submit(volume)
+
+    def _submit(self, volume: Volume) -> Future[None] | None:
+        assert self._workers is not None
+        try:
+            return self._workers.submit(self._flush, volume)
+        except RuntimeError:  # the interpreter is exiting: the exit hook flushes
+            return None
+
+    def _flush(self, volume: Volume) -> None:
+        try:
+            volume.flush()
+        except VolumeReadOnlyError as error:
+            log.warning("%s is not flushed any more: %s", volume.name, error)
+        except Exception as error:
+            failures = self._failures[volume] = self._failures.get(volume, 0) + 1
+            delay = min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 16))
+            level = log.warning if isinstance(error, BucketHeadError) else log.exception
+            level("flush of %r failed, next try in %.0f s: %s", volume.name, delay, error)
+            self.schedule(volume, delay)
+        else:
+            self._failures.pop(volume, None)
+
+    def _flush_in_time(self) -> None:
+        """At SIGTERM: everything at once, in the longest time that any volume allows itself."""
+        volumes = [volume for volume in self._registry.volumes() if volume.changed]
+        timeout = max((volume.snapshot.shutdown_timeout_seconds for volume in volumes), default=0)
+        wait([future for volume in volumes if (future := self._submit(volume))], timeout)
+        for volume in volumes:
+            if volume.changed:
+                rescue(volume, volume.last_error or TimeoutError(f"no end after {timeout:g} s"))
+
+
+def rescue(volume: Volume, error: BaseException) -> None:
+    """Write what the bucket did not take to a file in the current folder, and name it on stderr."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = "".join(char if char.isalnum() or char in "-_." else "_" for char in volume.name)
+    path = os.path.abspath(f"buckethead-rescue-{name}-{stamp}-{os.getpid()}.db")
+    try:
+        with volume.image.pinned() as pin:
+            dump(pin, path)
+    except Exception as second:
+        print(
+            f"buckethead: DATA LOST: {volume.name!r} could not be flushed ({error}), nor saved "
+            f"({second}).",
+            file=sys.stderr,
+        )
+        return
+    print(
+        f"buckethead: {volume.name!r} could not be flushed ({error}). Its database was saved to "
+        f"{path}; put it back with: buckethead import {path}",
+        file=sys.stderr,
+    )
+
+
+class Lifecycle:
+    """The process around the volumes: signals, exit and fork."""
+
+    def __init__(self, registry: Registry, scheduler: Scheduler) -> None:
+        self._registry = registry
+        self._scheduler = scheduler
+        self._previous: dict[int, Any] = {}
+        self._pid = os.getpid()
+        self._terminating = False
+        self._flushed = False
+
+    def install(self) -> None:
+        """Register with the interpreter, once; signals follow with the first volume."""
+        self._scheduler.terminate = self._raise_again
+        atexit.register(self.at_exit)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork_in_child)
+
+    def volume_mounted(self) -> None:
+        """Start the scheduler, and handle signals if this is the main thread."""
+        self._scheduler.start()
+        if threading.current_thread() is threading.main_thread():
+            self._handle(signal.SIGINT, self._on_interrupt)
+            self._handle(signal.SIGTERM, self._on_terminate)
+
+    def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        previous = signal.getsignal(number)
+        ours = getattr(previous, "__self__", None) is self
+        # None: installed by C code, which could not be called; ignored signals stay ignored
+        if not ours and previous is not None and previous is not signal.SIG_IGN:
+            self._previous[number] = previous
+            signal.signal(number, handler)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._scheduler.flush_all()
+        previous = self._previous[number]
+        if callable(previous):
+            previous(number, frame)
+        elif previous is signal.SIG_DFL:
+            self._give_back(number)
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        if self._flushed:
+            self._flushed = self._terminating = False
+            self._give_back(number)
+        elif not self._terminating:
+            self._terminating = True
+            self._scheduler.shut_down()
+
+    def _give_back(self, number: int) -> None:
+        signal.signal(number, self._previous.pop(number))
+        signal.raise_signal(number)
+
+    def _raise_again(self) -> None:
+        """In the scheduler thread, which must not change dispositions: the handler will."""
+        self._flushed = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def at_exit(self) -> None:
+        """Flush every volume in this thread; what cannot be flushed is saved to a file."""
+        if os.getpid() != self._pid:
+            return  # a forked child: the parent has the data
+        for volume in self._registry.volumes():
+            if not volume.changed:
+                continue
+            error: BaseException = TimeoutError("another flush of it did not end")
+            timeout = volume.snapshot.shutdown_timeout_seconds
+            if volume.flushing.acquire(timeout=timeout):
+                try:
+                    volume.checkpoint()
+                    continue
+                except BaseException as failure:
+                    error = failure
+                finally:
+                    volume.flushing.release()
+            rescue(volume, error)
+
+    def _after_fork_in_child(self) -> None:
+        self._pid = os.getpid()
+        self._scheduler.reset()
+        self._registry.after_fork_in_child()
+        for volume in self._registry.volumes():
+            volume.after_fork_in_child()
+        with contextlib.suppress(ValueError):  # not the main thread
+            for number, previous in self._previous.items():
+                signal.signal(number, previous)
+        self._previous.clear()

@@ -1,0 +1,94 @@
+"""One database as SQLite sees it: its name, its page image, and putting another image in place.
+
+Every file opened for the database shares one `Database`. What happens around it (a bucket, a
+flusher) hangs on the hooks `committed` and `closed`; this file knows nothing of it.
+"""
+
+import time
+from dataclasses import dataclass
+
+from ..errors import VolumeBusyError
+from . import header
+from .pages import PageImage, Pin, StalePinError, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The version of an image that was last written to some object, and its page checksum."""
+
+    version: Version
+    checksum: str
+
+
+class Database:
+    """What all open files of one database share. ``name`` is the file name SQLite was given."""
+
+    refusal: Exception | None = None
+    """What the first write of a transaction raises when writing is not allowed (any more)."""
+
+    def __init__(self, name: str, image: PageImage | None = None) -> None:
+        self.name = name
+        self.image = image if image is not None else PageImage()
+        self._doorkeeper = Pin()  # sits in the writer's seat while nobody may write
+        self.saved: dict[tuple[tuple[str, ...], str], Saved] = {}  # by store and key
+
+    def committed(self) -> None:
+        """Called after every commit, in the committing thread: must be quick and not raise."""
+
+    def closed(self) -> None:
+        """Called after a file of the database was closed: must not raise."""
+
+    def close_to_writers(self, refusal: Exception, seconds: float) -> None:
+        """Let nobody write from now on; a transaction that is writing has ``seconds`` to end."""
+        self.refusal = refusal
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                self._take_seat(self._doorkeeper)
+                return
+            except VolumeBusyError:
+                time.sleep(0.01)
+
+    def open_to_writers(self) -> None:
+        """Undo `close_to_writers`."""
+        self.refusal = None
+        self.image.unpin(self._doorkeeper)
+
+    def swap(self, page_size: int, pages: list[bytes]) -> None:
+        """Put another image in place of the present one, under open connections.
+
+        They see it at their next statement; statements still running finish on what they pinned.
+        Raises VolumeBusyError while a transaction is writing.
+        """
+        pin = Pin()
+        try:
+            self._take_seat(pin)
+            shown = self.image.pages[0] if self.image.pages else None
+            if shown is not None and pages:
+                pages[0] = _unlike(shown, pages[0])
+            self.image.swap(page_size, pages, pin)
+        finally:
+            self.image.unpin(pin)
+
+    def _take_seat(self, pin: Pin) -> None:
+        while True:
+            self.image.pin(pin)
+            try:
+                if self.image.reserve(pin):
+                    return
+            except StalePinError:
+                continue  # someone committed in between
+            raise VolumeBusyError(
+                f"Could not put another image in place of {self.name!r}: a connection is in the "
+                "middle of a write transaction, or has set locking_mode=EXCLUSIVE. Commit or roll "
+                "it back, and try again."
+            )
+
+
+def _unlike(shown: bytes, page1: bytes) -> bytes:
+    """Page 1 with counters that no open connection has seen (invariant 13): two images can carry
+    equal counters and different content, and SQLite would go on trusting its caches."""
+    counter, cookie = header.counters(shown, 24)
+    own_cookie = header.counters(page1, 24)[1]
+    new_cookie = own_cookie if own_cookie > cookie else header.after(cookie)
+    return header.with_counters(page1, header.after(counter), new_cookie)
