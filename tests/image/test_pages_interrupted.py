@@ -7,14 +7,13 @@ cuts the recovery short as well. Numbers of invariants refer to native_notes/inv
 Where a cut can be: before any bytecode of the page image, with one exception. The interpreter
 looks for signals only after calls, on backward jumps and when a function begins, so nothing comes
 between the last call of a ``with lock:`` block and the call that unlocks. A trace function can
-raise there, which would leave the lock held for ever; hence in functions that hold a ``with``
-only the points where a signal can arrive are taken.
+raise there, which would leave the lock held for ever; hence in functions that hold a ``with``,
+and in the standard library's, only the points where a signal can arrive are taken.
 """
 
 import contextlib
 import dis
 import functools
-import gc
 import itertools
 import random
 import sys
@@ -40,7 +39,8 @@ ERRORS = [KeyboardInterrupt, MemoryError]
 def points(code: CodeType) -> frozenset[int]:
     """The bytecode offsets at which a function may be cut short; see the head of this file."""
     instructions = list(dis.get_instructions(code))
-    if not any(one.opname in ("BEFORE_WITH", "LOAD_SPECIAL") for one in instructions):
+    holds_with = any(one.opname in ("BEFORE_WITH", "LOAD_SPECIAL") for one in instructions)
+    if code.co_filename in FILES and not holds_with:
         return frozenset(one.offset for one in instructions)
     following = {b.offset for a, b in itertools.pairwise(instructions) if a.opname[:4] == "CALL"}
     looping = {one.offset for one in instructions if one.opname in ("RESUME", "JUMP_BACKWARD")}
@@ -346,7 +346,6 @@ def test_invariant_3_a_publication_cut_short_anywhere_loses_no_dirty_page() -> N
         with cutter, image.publication() as publication:
             assert publication.dirty == {2}
             sent = True
-        gc.collect()
         assert not image.lock.locked()
         with image.publication() as again:
             assert content(again.pin) == published
@@ -377,7 +376,7 @@ def test_taking_the_writers_seat_cut_short_anywhere_leaves_it_to_be_had() -> Non
         assert image.reserve(other), f"the seat was lost by a cut at point {n}"
         if not cutter.cut:
             break
-    assert n > 5, "the walk hardly cut anything"
+    assert n > 1, "the walk cut nothing"
 
 
 @pytest.mark.parametrize("operation", ["pin", "park", "unpin"])
@@ -396,4 +395,4 @@ def test_invariant_1_a_pin_cut_short_anywhere_stands_still_once_pinned(operation
             image.reserve(pin)
         if not cutter.cut:
             break
-    assert n > 5, "the walk hardly cut anything"
+    assert n > 4, "the walk hardly cut anything"
