@@ -3,6 +3,7 @@
 Importing this file makes the VFS ``buckethead`` known to APSW.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -140,9 +141,10 @@ class BucketSQLite:
         if self._state == "stopped":
             return
         volume = self._started()
+        volume.flush()  # may fail, and then the transaction of `connection` can go on
+        self.connection.rollback()  # else unmounting would wait for it
         registry.unmount(volume)
-        if self._connection is not None:
-            self._connection.close()
+        self.connection.close()
         self._state = "stopped"
         self._profiler.finish(volume.bucket.counters)
 
@@ -219,11 +221,11 @@ class BucketSQLite:
 
 
 def _name_for(config: BucketConfig) -> str:
-    """The key, unless another place's volume has that name in this process."""
-    taken = registry.get(config.key)
-    if taken is None or (taken.config.bucket, taken.config.endpoint_url) == (
-        config.bucket,
-        config.endpoint_url,
-    ):
-        return config.key
-    return f"{config.bucket}/{config.key}"
+    """The key, with more in front of it while another place's volume has that name."""
+    place = (config.bucket, config.endpoint_url)
+    names = (f"{config.bucket}/{number}/{config.key}" for number in itertools.count(2))
+    for name in itertools.chain((config.key, f"{config.bucket}/{config.key}"), names):
+        taken = registry.get(name)
+        if taken is None or (taken.config.bucket, taken.config.endpoint_url) == place:
+            break
+    return name

@@ -35,6 +35,9 @@ WORKERS = 4
 
 LONGEST_BACKOFF_SECONDS = 300.0
 
+LONGEST_RESCUE_NAME = 150
+"""Bytes of a volume's name in that of its rescue file, which may have 255."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
@@ -103,25 +106,30 @@ class Scheduler:
 
     def _run(self) -> None:
         while True:
-            timeout = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+            timeout = _bearable(self._due[0][0] - time.monotonic()) if self._due else None
             try:
-                request = self._queue.get(timeout=timeout)
+                self._serve(self._queue.get(timeout=timeout))
             except queue.Empty:
                 self._flush_due()
-                continue
-            if isinstance(request, _Ask):
-                self._plan(request)
-            elif isinstance(request, _FlushAll):
-                for volume in self._registry.volumes():
-                    if volume.changed:
-                        self._submit(volume)
-            else:
+
+    def _serve(self, request: _Ask | _FlushAll | _ShutDown) -> None:
+        if isinstance(request, _Ask):
+            self._plan(request)
+        elif isinstance(request, _FlushAll):
+            for volume in self._registry.volumes():
+                if volume.changed:
+                    self._submit(volume)
+        else:
+            try:
                 self._flush_in_time()
+            finally:
                 self.terminate()
 
     def _plan(self, ask: _Ask) -> None:
         volume = ask.volume
-        delay = volume.snapshot.interval_seconds if ask.delay is None else ask.delay
+        delay = ask.delay
+        if delay is None:  # a new commit is no reason to try a failing bucket earlier
+            delay = max(volume.snapshot.interval_seconds, self._backoff(volume))
         due = time.monotonic() + delay
         if due < self._due_at.get(volume, float("inf")):
             self._due_at[volume] = due
@@ -148,44 +156,57 @@ class Scheduler:
         except VolumeReadOnlyError as error:
             log.warning("%s is not flushed any more: %s", volume.name, error)
         except Exception as error:
-            failures = self._failures[volume] = self._failures.get(volume, 0) + 1
-            delay = min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 16))
+            self._failures[volume] = self._failures.get(volume, 0) + 1
+            delay = self._backoff(volume)
             level = log.warning if isinstance(error, BucketHeadError) else log.exception
             level("flush of %r failed, next try in %.0f s: %s", volume.name, delay, error)
             self.schedule(volume, delay)
         else:
             self._failures.pop(volume, None)
 
+    def _backoff(self, volume: Volume) -> float:
+        """Seconds from the last failure to the next try; 0 when the last flush succeeded."""
+        failures = self._failures.get(volume, 0)
+        return min(LONGEST_BACKOFF_SECONDS, 2.0 ** min(failures, 16)) if failures else 0.0
+
     def _flush_in_time(self) -> None:
         """At SIGTERM: everything at once, in the longest time that any volume allows itself."""
         volumes = [volume for volume in self._registry.volumes() if volume.changed]
         timeout = max((volume.snapshot.shutdown_timeout_seconds for volume in volumes), default=0)
-        wait([future for volume in volumes if (future := self._submit(volume))], timeout)
+        futures = [future for volume in volumes if (future := self._submit(volume))]
+        wait(futures, _bearable(timeout))
         for volume in volumes:
             if volume.changed:
                 rescue(volume, volume.last_error or TimeoutError(f"no end after {timeout:g} s"))
 
 
+def _bearable(seconds: float) -> float:
+    """A time to wait that the platform can express: a very long one stands for never."""
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
+
+
+_rescues = itertools.count(1)
+
+
 def rescue(volume: Volume, error: BaseException) -> None:
-    """Write what the bucket did not take to a file in the current folder, and name it on stderr."""
+    """Write what the bucket did not take to a new file in the current folder; name it on stderr."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = "".join(char if char.isalnum() or char in "-_." else "_" for char in volume.name)
-    path = os.path.abspath(f"buckethead-rescue-{name}-{stamp}-{os.getpid()}.db")
+    name = name.encode()[-LONGEST_RESCUE_NAME:].decode(errors="ignore")
+    unique = f"{os.getpid()}-{next(_rescues)}"  # two names may be spelled alike here
+    path = os.path.abspath(f"buckethead-rescue-{name}-{stamp}-{unique}.db")
+    found = f"buckethead: {volume.name!r} could not be flushed ({error})."
     try:
         with volume.image.pinned() as pin:
             dump(pin, path)
     except Exception as second:
-        print(
-            f"buckethead: DATA LOST: {volume.name!r} could not be flushed ({error}), nor saved "
-            f"({second}).",
-            file=sys.stderr,
+        report = f"{found} DATA LOST: nor could its database be saved ({second})."
+    else:
+        report = (
+            f"{found} Its database was saved to {path}; put it back with: buckethead import {path}"
         )
-        return
-    print(
-        f"buckethead: {volume.name!r} could not be flushed ({error}). Its database was saved to "
-        f"{path}; put it back with: buckethead import {path}",
-        file=sys.stderr,
-    )
+    with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the other rescues
+        print(report, file=sys.stderr)
 
 
 class Lifecycle:
@@ -215,9 +236,9 @@ class Lifecycle:
 
     def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         previous = signal.getsignal(number)
-        ours = getattr(previous, "__self__", None) is self
-        # None: installed by C code, which could not be called; ignored signals stay ignored
-        if not ours and previous is not None and previous is not signal.SIG_IGN:
+        # None: installed by C code, which could not be called; ignored signals stay ignored. One
+        # put on top of ours may call ours, and ours would call it again: it is left alone
+        if number not in self._previous and previous not in (None, signal.SIG_IGN):
             self._previous[number] = previous
             signal.signal(number, handler)
 
@@ -254,7 +275,7 @@ class Lifecycle:
             if not volume.changed:
                 continue
             error: BaseException = TimeoutError("another flush of it did not end")
-            timeout = volume.snapshot.shutdown_timeout_seconds
+            timeout = _bearable(volume.snapshot.shutdown_timeout_seconds)
             if volume.flushing.acquire(timeout=timeout):
                 try:
                     volume.checkpoint()

@@ -116,6 +116,13 @@ class Volume(Database):
         self.flushing = threading.RLock()
         self.image.after_fork_in_child()
 
+    def swap(self, page_size: int, pages: list[bytes]) -> None:
+        """Put another image in place, which the bucket does not have at this volume's key."""
+        super().swap(page_size, pages)
+        with self.image.lock:
+            self.image.dirty.update(range(1, self.image.page_count + 1))
+        self.committed()
+
     # -- publishing -------------------------------------------------------------------------
 
     @property

@@ -66,7 +66,7 @@ def overlay_for(
     old_count: int, new_count: int, changed: dict[int, str], size: int
 ) -> dict[int, bytes]:
     """The changes that lie within the file, and every page from the old end to the new one."""
-    grown = {number: "z" for number in range(old_count + 1, new_count + 1)}
+    grown = dict.fromkeys(range(old_count + 1, new_count + 1), "z")
     return {
         number: page(letter, size)
         for number, letter in (grown | changed).items()
@@ -271,7 +271,7 @@ def eager_threads() -> Iterator[None]:
 
 def stamped(version: int, count: int) -> dict[int, bytes]:
     stamp = version.to_bytes(4) * (SIZE // 4)
-    return {number: stamp for number in range(1, count + 1)}
+    return dict.fromkeys(range(1, count + 1), stamp)
 
 
 class Readers:

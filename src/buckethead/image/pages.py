@@ -125,13 +125,13 @@ class PageImage:
     """
 
     def __init__(self, page_size: int = 0, pages: Iterable[bytes] = ()) -> None:
-        self.lock = threading.Lock()
+        # Reentrant: a signal handler or finalizer may use the image in the middle of a commit
+        self.lock = threading.RLock()
         self.page_size = page_size
         self.pages = list(pages)
         self.version = 0
         self.dirty: set[PageNumber] = set()
         self.writer: Pin | None = None
-        self._seat_lock = threading.Lock()  # held by `writer` from reserve to release
         self._taken: set[PageNumber] = set()  # handed to a publication whose outcome is not known
         self._pins: set[Pin] = set()
         self._pending: _Commit | _Swap | None = None
@@ -162,25 +162,27 @@ class PageImage:
             self._seat(pin)
 
     def _seat(self, pin: Pin) -> None:
+        pin.parked = False
         pin.undo = {}
         pin.pages = self.pages
         pin.page_size = self.page_size
         pin.page_count = len(self.pages)
-        pin.version = self.version
         self._pins.add(pin)
+        pin.version = self.version  # last: it promises that the pin is among `_pins`
 
     def park(self, pin: Pin) -> None:
         """The holder of ``pin`` reads no more for now, but is likely to pin it again."""
         if self.writer is pin:
             self.release(pin)
         pin.parked = True
-        if pin.version != self.version:
+        if self._pending is not None or pin.version != self.version:
             self.unpin(pin)
 
     def unpin(self, pin: Pin) -> None:
         """Empty ``pin``; its saved pages and the writer's seat, if it had it, are let go."""
         with self.lock:
             self._finish()
+            pin.version = -1
             self._pins.discard(pin)
         self.release(pin)
         pin.parked = True
@@ -210,21 +212,20 @@ class PageImage:
         Raises StalePinError when the pin does not show the newest version: what its holder has
         read is out of date, and writing on it would undo someone's commit.
         """
-        if not self._seat_lock.acquire(False):
-            return self.writer is pin
-        self.writer = pin
-        if self._pending is not None or pin.version != self.version or pin.parked:
-            self.release(pin)
-            with self.lock:
+        with self.lock:
+            if self._pending is not None:
                 self._finish()
-            raise StalePinError
-        return True
+            if self.writer is not None and self.writer is not pin:
+                return False
+            if pin.version != self.version or pin.parked:
+                raise StalePinError
+            self.writer = pin
+            return True
 
     def release(self, pin: Pin) -> None:
-        """Leave the writer's seat. Only who sits there can leave it."""
+        """Leave the writer's seat. Only who sits there can leave it, so this needs no lock."""
         if self.writer is pin:
             self.writer = None
-            self._seat_lock.release()
 
     def apply(
         self, overlay: dict[PageNumber, bytes], page_count: int, page_size: int, writer: Pin
@@ -240,8 +241,14 @@ class PageImage:
         with self.lock:
             if self._pending is not None:
                 self._finish()
-            assert self.writer is writer, "invariant 2: a commit comes from the writer's seat"
             count, version = len(self.pages), self.version + 1
+            assert self.writer is writer, "invariant 2: a commit comes from the writer's seat"
+            assert writer.version == self.version, "invariant 2: and from the newest version"
+            # Once pending, a commit must not fail: so look at the overlay before
+            assert sum(map(len, overlay.values())) == page_size * len(overlay)
+            assert max(overlay, default=0) <= page_count
+            if page_count > count:
+                assert all(number in overlay for number in range(count + 1, page_count + 1))
             self._pending = (overlay, count, page_count, page_size, writer, version)
             try:
                 self._commit(overlay, count, page_count, page_size, writer, version)
@@ -318,7 +325,6 @@ class PageImage:
             old = pages[number - 1]
             if number not in dirty and page == old:  # a dirty page is not worth comparing
                 continue
-            assert len(page) == size, "every page has the image's page size"
             dirty.add(number)  # before the page changes: invariant 3
             for undo, count in undos:
                 if number <= count:
@@ -374,7 +380,7 @@ class PageImage:
 
     def after_fork_in_child(self) -> None:
         """os.fork() copied the lock as it was; whoever held it does not exist in this process."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def fork(self) -> "PageImage":
         """Another image that shares all pages with the newest version of this one."""

@@ -306,15 +306,12 @@ class DatabaseFile(Pin):
             if self.page_count:
                 self._raise_counters(overlay)
             self._image.apply(overlay, self.length, self.page_size, self)
-        except KeyboardInterrupt as error:
-            raise CommitInterrupted(
-                f"interrupted in COMMIT to {self._database.name!r}: the transaction is whole in "
-                "the database or not at all; read it to learn which"
-            ) from error
         except BaseException as error:
-            raise CommitError(
-                f"COMMIT to {self._database.name!r} failed, nothing of the transaction was kept: "
-                f"{error!r}"
+            self._database.committed()  # it may have come in whole
+            kind = CommitInterrupted if isinstance(error, KeyboardInterrupt) else CommitError
+            raise kind(
+                f"COMMIT to {self._database.name!r} was cut short by {error!r}: the transaction is "
+                "in the database whole or not at all. Read it to learn which"
             ) from error
         # Under locking_mode=EXCLUSIVE the next transaction begins without another lock call
         self.overlay = {}

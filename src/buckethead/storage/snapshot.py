@@ -208,12 +208,14 @@ def _check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCh
     pragma = "integrity_check" if how == "full" else "quick_check"
     try:
         with connected(image) as connection:
-            found = [str(row[0]) for row in connection.execute(f"PRAGMA {pragma}")]
-    except (apsw.CorruptError, apsw.NotADBError) as error:
+            connection.execute("SELECT 1 FROM sqlite_schema")  # no SQLError but for a damaged one
+            try:
+                found = [str(row[0]) for row in connection.execute(f"PRAGMA {pragma}")]
+            except apsw.SQLError as error:  # a collation or function only the application has
+                log.warning("%s of %r at %s was not possible: %s", pragma, key, bucket.url, error)
+                return
+    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
         raise corrupt(bucket, key, f"{pragma} failed ({error})") from error
-    except apsw.SQLError as error:  # a collation or function that only the application has
-        log.warning("%s of %r at %s was not possible: %s", pragma, key, bucket.url, error)
-        return
     if found != ["ok"]:
         raise corrupt(bucket, key, f"{pragma} says: {'; '.join(found[:3])}")
 

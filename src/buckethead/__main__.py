@@ -1,0 +1,5 @@
+"""``python -m buckethead``: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""Which database a command is about: options over settings over the default directory.
+
+Reading never creates anything; writing says on stderr when it makes a new directory bucket.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+from rich.filesize import decimal
+
+from ..config import BucketConfig, SnapshotConfig, configured_bucket
+from ..errors import BucketDeniedError, BucketError, ObjectNotFoundError
+from ..image.pages import PageImage
+from ..registry import DEFAULT_DIRECTORY
+from ..storage.bucket import Bucket, ObjectInfo
+from ..storage.directory import open_bucket
+from ..storage.snapshot import FlushResult, IntegrityCheck, read_image
+from ..storage.translate import translated
+from ..volume import Volume
+from .output import note, transfer
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The options that say where the database is; None leaves it to the settings."""
+
+    bucket: str | None = None
+    key: str | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+
+    def config(self) -> BucketConfig:
+        """The bucket and key that are meant. Raises ConfigError, click.UsageError."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        settings = configured_bucket()
+        if settings is not None:
+            base: dict[str, object] = settings.model_dump(exclude_unset=True)
+        else:
+            base = {"bucket": DEFAULT_DIRECTORY}
+            if not given.keys() & {"bucket", "endpoint_url"}:
+                base["endpoint_url"] = Path(DEFAULT_DIRECTORY).absolute().as_uri()
+        try:
+            return BucketConfig.model_validate(base | given)
+        except ValidationError as error:
+            fault = error.errors(include_input=False, include_url=False)[0]
+            option = "--" + str(fault["loc"][0]).replace("_", "-")
+            raise click.UsageError(f"{option}: {fault['msg'].removeprefix('Value error, ')}") from None
+
+    def bucket_to_read(self) -> tuple[BucketConfig, Bucket]:
+        """The configuration and its bucket, which is not created. Raises BucketDeniedError."""
+        config = self.config()
+        return config, open_bucket(config, create=False)
+
+
+def head(bucket: Bucket, key: str) -> ObjectInfo | None:
+    """What the store knows of an object. Raises BucketError."""
+    with translated(f"look at {key!r}", bucket):
+        return bucket.head(key)
+
+
+def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
+    """The error for a key that holds nothing."""
+    return ObjectNotFoundError(
+        f"There is no database {key!r} at {bucket.url}. Check --key and --bucket, or write one: "
+        "buckethead import FILE"
+    )
+
+
+def download(bucket: Bucket, key: str, integrity_check: IntegrityCheck = "full") -> PageImage:
+    """The image at a key, checked. Raises ObjectNotFoundError, SnapshotCorruptError, BucketError."""
+    with transfer(f"reading {key}") as progress:
+        image = read_image(bucket, key, integrity_check=integrity_check, progress=progress)
+    if image is None:
+        raise no_database(bucket, key)
+    return image
+
+
+def image_or_new(config: BucketConfig) -> PageImage:
+    """The image at the configured key, or an empty one where there is none yet."""
+    try:
+        bucket = open_bucket(config, create=False)
+    except BucketDeniedError:  # a directory that is not there: made when there is something to write
+        return PageImage()
+    with transfer(f"reading {config.key}") as progress:
+        return read_image(bucket, config.key, progress=progress) or PageImage()
+
+
+def bucket_to_write(config: BucketConfig) -> Bucket:
+    """The bucket of a configuration; a directory that is not there is made, and named."""
+    try:
+        return open_bucket(config, create=False)
+    except BucketDeniedError:
+        bucket = open_bucket(config)
+        note(f"made the directory bucket {bucket.url}")
+        return bucket
+
+
+def publish(config: BucketConfig, image: PageImage) -> FlushResult:
+    """Write what has changed in the image to the configured key.
+
+    Raises BucketError: then the bucket has what it had.
+    """
+    bucket = bucket_to_write(config)
+    volume = Volume(config.key, config, SnapshotConfig(), bucket, image, lambda volume: None)
+    try:
+        with transfer(f"writing {config.key}", image.size) as progress:
+            result = volume.flush(progress)
+    except BucketError as error:
+        error.add_note("The changes of this command were not kept.")
+        raise
+    pages = f"{result.pages:,} changed page{'' if result.pages == 1 else 's'}"
+    note(f"flushed {pages}, {decimal(result.bytes_written)}, to {config.key!r} at {bucket.url}")
+    return result

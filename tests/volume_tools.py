@@ -1,0 +1,193 @@
+"""What tests of mounted volumes share: buckets that a test holds up or makes fail, ways to look at
+what a bucket has, and leaving nothing mounted behind."""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from buckethead.config import BucketConfig, SnapshotConfig
+from buckethead.core import registry
+from buckethead.storage.bucket import Bucket
+from buckethead.storage.directory import DirectoryBucket
+from buckethead.storage.snapshot import FlushResult, read_image
+from buckethead.volume import Volume
+
+PATIENCE = 60.0
+"""Seconds after which something that should have happened long ago counts as never."""
+
+NEVER = SnapshotConfig(interval_seconds=3600.0, min_interval_seconds=0.0)
+
+
+def directory(root: Path, key: str = "x.db", **more: Any) -> BucketConfig:
+    """A directory bucket below ``root``."""
+    return BucketConfig(bucket="b", key=key, endpoint_url=(root / "bucket").as_uri(), **more)
+
+
+def nothing() -> None:
+    """What a hook does unless a test sets it."""
+
+
+class Controlled(DirectoryBucket):
+    """A directory bucket that calls hooks in the middle of an upload and before a copy."""
+
+    def __init__(self, root: Path, **more: Any) -> None:
+        super().__init__(root, **more)
+        self.on_chunk: Callable[[], None] = nothing
+        self.on_copy: Callable[[], None] = nothing
+
+    def copy(self, src: str, dst: str) -> bool:
+        self.on_copy()
+        return super().copy(src, dst)
+
+    def put_parts(
+        self,
+        chunks: Iterable[bytes | bytearray],
+        key: str,
+        *,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        return super().put_parts(
+            self._watched(chunks),
+            key,
+            size=size,
+            metadata=metadata,
+            if_none_match=if_none_match,
+            if_match=if_match,
+            progress=progress,
+        )
+
+    def _watched(self, chunks: Iterable[bytes | bytearray]) -> Iterator[bytes | bytearray]:
+        for chunk in chunks:
+            self.on_chunk()
+            yield chunk
+
+
+class Gate:
+    """Holds up whoever comes to it until it is opened."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self) -> None:
+        self._reached.set()
+        assert self._open.wait(PATIENCE), "nobody opened the gate"
+
+    def wait_until_reached(self) -> None:
+        assert self._reached.wait(PATIENCE), "nobody came to the gate"
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def full_disk() -> None:
+    """A hook that fails as a full disk does."""
+    raise OSError(28, os.strerror(28))
+
+
+class Outcome:
+    """A function in a thread of its own, and what became of it."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+        self._result: object = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def get(self) -> Any:
+        """The result, or the error, once it is there."""
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "the thread does not end"
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Listener:
+    """An observer of flushes that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[object, ...]] = []
+        self.finished = threading.Event()
+        self.failed = threading.Event()
+
+    def flush_started(self, name: str) -> None:
+        self.heard.append(("started", name))
+
+    def flush_finished(self, name: str, result: FlushResult) -> None:
+        self.heard.append(("finished", name, result))
+        self.finished.set()
+
+    def flush_failed(self, name: str, error: BaseException) -> None:
+        self.heard.append(("failed", name, error))
+        self.failed.set()
+
+
+def query(bucket: Bucket, key: str, sql: str) -> list[tuple[Any, ...]]:
+    """What the image in a bucket answers, read by Python's own SQLite."""
+    with sqlite3.connect(":memory:") as plain:
+        plain.deserialize(bucket.get_bytes(key))
+        rows = plain.execute(sql).fetchall()
+    plain.close()
+    return rows
+
+
+def pages_in(bucket: Bucket, key: str) -> list[bytes] | None:
+    """The pages of an image in a bucket, checked; None where there is none."""
+    image = read_image(bucket, key)
+    return None if image is None else image.pages
+
+
+def plain_file(path: Path, *statements: str) -> bytes:
+    """The bytes of a database file that Python's own SQLite wrote."""
+    plain = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        plain.execute(statement)
+    plain.close()
+    return path.read_bytes()
+
+
+def column(connection: apsw.Connection, sql: str) -> list[Any]:
+    """The first column of the rows."""
+    return [row[0] for row in connection.execute(sql)]
+
+
+def forget(volume: Volume) -> None:
+    """Let a volume go without publishing anything, as the end of the process would."""
+    with registry._lock:
+        if registry._volumes.get(volume.name) is volume:
+            del registry._volumes[volume.name]
+            del registry._places[volume.bucket.identity, volume.key]
+
+
+@contextmanager
+def nothing_left_mounted() -> Iterator[None]:
+    """Forget, at the end, what was mounted in the block."""
+    before = registry.volumes()
+    try:
+        yield
+    finally:
+        for volume in registry.volumes():
+            if volume not in before:
+                forget(volume)
