@@ -6,6 +6,7 @@ import apsw
 import click
 
 from ..errors import ConfigError, SnapshotError
+from ..image.header import without_wal
 from ..image.pages import PageImage
 from ..image.vfs import connected
 from ..storage.layout import previous
@@ -44,6 +45,9 @@ def _image_of(file: Path) -> PageImage:
     try:
         with connected(image) as connection:
             _copy(file, connection)
+        # the copy of a file in WAL mode says so too, and no connection could open it
+        image.pages[0] = without_wal(image.pages[0])
+        with connected(image) as connection:
             found = _faults(connection)
     except (apsw.NotADBError, apsw.CorruptError) as error:
         raise SnapshotError(
@@ -60,8 +64,6 @@ def _image_of(file: Path) -> PageImage:
             f"Could not import {file}: integrity_check says: {'; '.join(found)}. Nothing was "
             "written to the bucket."
         )
-    if not image.page_count:
-        raise SnapshotError(f"Could not import {file}: it is an empty file. Name a database.")
     return image
 
 
@@ -79,6 +81,8 @@ def _copy(file: Path, connection: apsw.Connection) -> None:
         file.absolute().as_uri(), apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
     )
     try:
+        if not source.pragma("page_count"):
+            raise SnapshotError(f"Could not import {file}: it is empty. Name a database.")
         with connection.backup("main", source, "main") as backup:
             while not backup.done:
                 backup.step(BACKUP_PAGES)

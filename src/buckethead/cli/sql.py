@@ -4,6 +4,7 @@
 mounts the volume, which is flushed now and then and at the end.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 import apsw
@@ -104,14 +105,16 @@ def _document(
 def shell(target: Target) -> None:
     """Open APSW's SQL shell on the database; .help shows its commands, .exit leaves it.
 
-    What is committed is flushed every minute and at the end.
+    What is committed is flushed every minute and at the end. Statements from a pipe end with the
+    first that fails.
     """
     config = target.config()
     bucket = bucket_to_write(config)
     with BucketSQLite(config) as mounted:
         connection = mounted.connect()
         try:
-            apsw.shell.Shell(db=connection, args=[]).cmdloop()
+            arguments = [] if sys.stdin.isatty() else ["-bail"]
+            apsw.shell.Shell(db=connection, args=arguments).cmdloop()
         except SystemExit as leaving:  # .exit
             if leaving.code:
                 raise

@@ -1,0 +1,65 @@
+"""Many volumes at once: threads, and memory beyond their pages.
+
+Measured before anything else in a process, because memory that others have freed would hide it.
+"""
+
+import threading
+import time
+from pathlib import Path
+
+import apsw
+
+from ..config import BucketConfig, SnapshotConfig
+from ..core import registry
+from ..registry import uri_of
+from .measure import Findings, can_measure_memory, give_back_memory, resident_bytes
+
+WARM_UP = 3
+
+
+def open_and_close(folder: Path, count: int, findings: Findings) -> None:
+    """Mount ``count`` volumes, write a row into each by a connection of its own, keep all open,
+    then let them all go."""
+    bucket = (folder / "volumes").as_uri()
+    _close(_open(bucket, "warm-up", WARM_UP))
+    threads = threading.active_count()
+    if can_measure_memory():
+        give_back_memory()
+        before = resident_bytes()
+    started = time.perf_counter()
+    connections = _open(bucket, "many", count)
+    if can_measure_memory():
+        pages = sum(volume.image.size for volume in registry.volumes())
+        beyond = (resident_bytes() - before - pages) / count
+        findings.add(f"{count:,} volumes: memory each, beyond pages", beyond / 1000, "kB")
+    else:
+        findings.left_out.append("memory of many volumes: only Linux tells it")
+    more = threading.active_count() - threads
+    findings.add(f"{count:,} volumes: more threads than with {WARM_UP}", more, "threads")
+    _close(connections)
+    each = (time.perf_counter() - started) / count
+    findings.add(f"{count:,} volumes: open, write, flush, close, each", each * 1000, "ms")
+
+
+def _open(bucket: str, prefix: str, count: int) -> list[apsw.Connection]:
+    connections = []
+    for number in range(count):
+        name = f"{prefix}-{number}"
+        registry.mount(
+            name,
+            BucketConfig(bucket="bench", key=name, endpoint_url=bucket),
+            SnapshotConfig(interval_seconds=86_400.0, keep_previous=False),
+        )
+        connection = apsw.Connection(uri_of(name))
+        connection.execute("CREATE TABLE t(x)")
+        connection.execute("INSERT INTO t VALUES (1)")
+        connections.append(connection)
+    return connections
+
+
+def _close(connections: list[apsw.Connection]) -> None:
+    for connection in connections:
+        volume = registry.get(connection.filename)
+        assert volume is not None
+        connection.close()
+        registry.unmount(volume)
