@@ -30,7 +30,15 @@ from buckethead.storage.bucket import Bucket
 from buckethead.storage.directory import DirectoryBucket, open_bucket
 from buckethead.storage.snapshot import flush, read_image, restore
 from servers import Server, fresh_bucket
-from volume_tools import NEVER, column, directory, forget, nothing_left_mounted, plain_file
+from volume_tools import (
+    NEVER,
+    column,
+    directory,
+    forget,
+    nothing_left_mounted,
+    plain_file,
+    without_settings,
+)
 
 KEY = "x.db"
 PAGE = 1024
@@ -46,11 +54,7 @@ def _nothing_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of this machine: not the package's, not boto3's."""
-    for name in [name for name in os.environ if name.startswith(("BUCKETHEAD_", "R2_", "AWS_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    without_settings(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -235,7 +239,7 @@ def fails_to_flush(config: BucketConfig, error: type[BucketHeadError], match: st
     sound = directory(Path.cwd(), "sound.db")
     volume = buckethead.mount("failing", sound, NEVER)
     conn = apsw.Connection("file:failing?vfs=buckethead")
-    conn.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+    conn.execute("CREATE TABLE IF NOT EXISTS t(a); DELETE FROM t; INSERT INTO t VALUES(1)")
     good, volume.bucket = volume.bucket, open_bucket(config)
     with pytest.raises(error, match=match):
         volume.flush()
@@ -328,16 +332,14 @@ def test_a_directory_bucket_that_is_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("disk", ["full", "quota"])
-def test_a_full_disk_under_a_directory_bucket(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
-) -> None:
+def test_a_full_disk_under_a_directory_bucket(tmp_path: Path, disk: str) -> None:
     volume = buckethead.mount("app", directory(tmp_path), NEVER)
     conn = apsw.Connection("file:app?vfs=buckethead")
     conn.execute("CREATE TABLE t(a); INSERT INTO t VALUES(randomblob(100000))")
     volume.flush()
     before = files_in(tmp_path / "bucket")
     conn.execute("INSERT INTO t VALUES(randomblob(200000))")
-    with no_room(disk, monkeypatch), pytest.raises(BucketDeniedError, match="no room.*Free some"):
+    with no_room(disk), pytest.raises(BucketDeniedError, match="no room.*Free some"):
         volume.flush()
     assert files_in(tmp_path / "bucket", "x.db") == {"x.db": before["x.db"]}
     assert not list((tmp_path / "bucket").glob(".buckethead/tmp/*"))
@@ -349,9 +351,9 @@ def test_a_full_disk_under_a_directory_bucket(
 class no_room:  # noqa: N801 - read as a with statement
     """A disk with no room: fsync says so, or a limit of the process stops files at 128 KiB."""
 
-    def __init__(self, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, disk: str) -> None:
         self._disk = disk
-        self._patch = monkeypatch
+        self._patch = pytest.MonkeyPatch()
         self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def __enter__(self) -> None:

@@ -4,12 +4,15 @@ what a bucket has, and leaving nothing mounted behind."""
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apsw
+import pytest
 
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
@@ -31,6 +34,14 @@ def directory(root: Path, key: str = "x.db", **more: Any) -> BucketConfig:
 
 def nothing() -> None:
     """What a hook does unless a test sets it."""
+
+
+def without_settings(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Work in ``folder``, without any settings of this machine, the package's or boto3's."""
+    for name in [name for name in os.environ if name.startswith(("BUCKETHEAD_", "R2_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.chdir(folder)
 
 
 class Controlled(DirectoryBucket):
@@ -93,6 +104,11 @@ class Gate:
 def full_disk() -> None:
     """A hook that fails as a full disk does."""
     raise OSError(28, os.strerror(28))
+
+
+def fake_time(**functions: Callable[..., object]) -> SimpleNamespace:
+    """The module `time` for one module of the package, with some functions replaced."""
+    return SimpleNamespace(**{**vars(time), **functions})
 
 
 class Outcome:

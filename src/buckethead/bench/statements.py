@@ -22,6 +22,7 @@ import apsw
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
 from ..registry import uri_of
+from ..volume import Volume
 from .measure import Comparison, median, quiet
 
 BASE = "memdb"
@@ -31,8 +32,9 @@ BESIDE = ("commit beside 3 readers", "read beside 1 writer")
 NEVER_SECONDS = 86_400.0
 
 SCHEMA = (
-    "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT, amount REAL, "
-    "created REAL, note TEXT)",
+    """CREATE TABLE item (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL, email TEXT, amount REAL, created REAL, note TEXT
+    )""",
     "CREATE INDEX item_name ON item (name)",
 )
 INSERT = "INSERT INTO item VALUES (?, ?, ?, ?, ?, ?)"
@@ -78,8 +80,15 @@ def _buckethead(folder: Path) -> Iterator[Connect]:
     try:
         yield partial(_open, uri_of(name))
     finally:
-        registry.unmount(volume)
-        volume.bucket.delete(name)
+        forget(volume)
+
+
+def forget(volume: Volume) -> None:
+    """Unmount a volume without publishing it: nothing here is worth an upload, or a rescue at
+    exit."""
+    with volume.image.publication():
+        pass
+    registry.unmount(volume)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from ..registry import uri_of
 from .measure import Findings, can_measure_memory, give_back_memory, resident_bytes
 
 WARM_UP = 3
+MEMORY = "many volumes: memory of each beyond its pages"
+THREADS = "many volumes: threads that came with them"
+EACH = "many volumes: open, write, flush and close one"
 
 
 def open_and_close(folder: Path, count: int, findings: Findings) -> None:
@@ -31,14 +34,14 @@ def open_and_close(folder: Path, count: int, findings: Findings) -> None:
     if can_measure_memory():
         pages = sum(volume.image.size for volume in registry.volumes())
         beyond = (resident_bytes() - before - pages) / count
-        findings.add(f"{count:,} volumes: memory each, beyond pages", beyond / 1000, "kB")
+        findings.add(MEMORY, beyond / 1000, "kB")
     else:
         findings.left_out.append("memory of many volumes: only Linux tells it")
     more = threading.active_count() - threads
-    findings.add(f"{count:,} volumes: more threads than with {WARM_UP}", more, "threads")
+    findings.add(THREADS, more, "threads")
     _close(connections)
     each = (time.perf_counter() - started) / count
-    findings.add(f"{count:,} volumes: open, write, flush, close, each", each * 1000, "ms")
+    findings.add(EACH, each * 1000, "ms")
 
 
 def _open(bucket: str, prefix: str, count: int) -> list[apsw.Connection]:

@@ -53,6 +53,7 @@ def demo(as_json: bool, keep: bool) -> None:
     else:
         _show(story, kept_at)
 
+
 def _show(story: Story, kept_at: str | None) -> None:
     page = console(WIDTH)
     page.print(Panel(_steps(story), title="buckethead: a database that outlives its process"))

@@ -32,9 +32,7 @@ def status(target: Target, as_json: bool) -> None:
         print_json(document | {"previous": _facts(before) if before else None})
         return
     shown = {"bucket": bucket.url, **_facts(info), "size": _size(info)}
-    shown["previous"] = (
-        f"{before.key}, {_size(before)}, {_time(before)}" if before else "none"
-    )
+    shown["previous"] = f"{before.key}, {_size(before)}, {_time(before)}" if before else "none"
     print_facts({name: "unknown" if fact is None else fact for name, fact in shown.items()})
 
 
@@ -93,7 +91,9 @@ def inspect(target: Target, as_json: bool) -> None:
 
 
 def _tables(connection: apsw.Connection) -> list[str]:
-    query = "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual')"
+    query = (
+        "SELECT name FROM pragma_table_list WHERE schema = 'main' AND type IN ('table', 'virtual')"
+    )
     return sorted(
         str(name) for (name,) in connection.execute(query) if not str(name).startswith("sqlite_")
     )

@@ -6,6 +6,7 @@ mounts the volume, which is flushed now and then and at the end.
 
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 import apsw
 import apsw.shell
@@ -114,7 +115,8 @@ def shell(target: Target) -> None:
         connection = mounted.connect()
         try:
             arguments = [] if sys.stdin.isatty() else ["-bail"]
-            apsw.shell.Shell(db=connection, args=arguments).cmdloop()
+            prompt: Any = apsw.shell.Shell(db=connection, args=arguments)
+            prompt.cmdloop()
         except SystemExit as leaving:  # .exit
             if leaving.code:
                 raise

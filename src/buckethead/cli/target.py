@@ -46,7 +46,9 @@ class Target:
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             option = "--" + str(fault["loc"][0]).replace("_", "-")
-            raise click.UsageError(f"{option}: {fault['msg'].removeprefix('Value error, ')}") from None
+            raise click.UsageError(
+                f"{option}: {fault['msg'].removeprefix('Value error, ')}"
+            ) from None
 
     def bucket_to_read(self) -> tuple[BucketConfig, Bucket]:
         """The configuration and its bucket, which is not created. Raises BucketDeniedError."""
@@ -69,7 +71,7 @@ def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
 
 
 def download(bucket: Bucket, key: str, integrity_check: IntegrityCheck = "full") -> PageImage:
-    """The image at a key, checked. Raises ObjectNotFoundError, SnapshotCorruptError, BucketError."""
+    """The image at a key, checked. Raises SnapshotCorruptError, BucketError."""
     with transfer(f"reading {key}") as progress:
         image = read_image(bucket, key, integrity_check=integrity_check, progress=progress)
     if image is None:
@@ -81,7 +83,9 @@ def image_or_new(config: BucketConfig) -> PageImage:
     """The image at the configured key, or an empty one where there is none yet."""
     try:
         bucket = open_bucket(config, create=False)
-    except BucketDeniedError:  # a directory that is not there: made when there is something to write
+    except (
+        BucketDeniedError
+    ):  # a directory that is not there: made when there is something to write
         return PageImage()
     with transfer(f"reading {config.key}") as progress:
         return read_image(bucket, config.key, progress=progress) or PageImage()

@@ -5,6 +5,7 @@ flusher) hangs on the hooks `committed` and `closed`; this file knows nothing of
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import VolumeBusyError
@@ -23,8 +24,8 @@ class Saved:
 class Database:
     """What all open files of one database share. ``name`` is the file name SQLite was given."""
 
-    refusal: Exception | None = None
-    """What the first write of a transaction raises when writing is not allowed (any more)."""
+    refusal: Callable[[], Exception] | None = None
+    """Makes the error that a write raises where writing is not allowed (any more)."""
 
     def __init__(self, name: str, image: PageImage | None = None) -> None:
         self.name = name
@@ -38,7 +39,7 @@ class Database:
     def closed(self) -> None:
         """Called after a file of the database was closed: must not raise."""
 
-    def close_to_writers(self, refusal: Exception, seconds: float) -> None:
+    def close_to_writers(self, refusal: Callable[[], Exception], seconds: float) -> None:
         """Let nobody write from now on; a transaction that is writing has ``seconds`` to end."""
         self.refusal = refusal
         deadline = time.monotonic() + seconds

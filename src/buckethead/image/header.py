@@ -31,6 +31,19 @@ def page_count(page1: bytes) -> int:
     return int.from_bytes(page1[28:32]) if current else 0
 
 
+def following(page1: bytes, shown: bytes) -> bytes:
+    """Page 1 with counters as they must be after ``shown`` (invariant 13).
+
+    SQLite raises both itself, except that it raises the change counter only once under
+    locking_mode=EXCLUSIVE, and that PRAGMA schema_version sets any cookie.
+    """
+    counter, cookie = counters(shown, 24)
+    own_cookie = counters(page1, 24)[1]
+    return with_counters(
+        page1, after(counter), own_cookie if own_cookie >= cookie else after(cookie)
+    )
+
+
 def with_counters(page1: bytes, counter: int, cookie: int) -> bytes:
     """Page 1 with its change counter (and the copy of it in 92..95) and schema cookie set."""
     new = bytearray(page1)

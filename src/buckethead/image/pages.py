@@ -131,10 +131,11 @@ class PageImage:
         self.pages = list(pages)
         self.version = 0
         self.dirty: set[PageNumber] = set()
-        self.writer: Pin | None = None
+        # A dict, because "sit down if nobody sits there" is then one step that nothing interrupts
+        self.seat: dict[str, Pin] = {}
         self._taken: set[PageNumber] = set()  # handed to a publication whose outcome is not known
         self._pins: set[Pin] = set()
-        self._pending: _Commit | _Swap | None = None
+        self.pending: _Commit | _Swap | None = None
 
     @property
     def page_count(self) -> int:
@@ -155,13 +156,13 @@ class PageImage:
     def pin(self, pin: Pin) -> None:
         """Make ``pin`` show the newest version."""
         pin.parked = False  # first, then look: see the head of this file
-        if self._pending is None and pin.version == self.version:
+        if self.pending is None and pin.version == self.version:
             return
         with self.lock:
             self._finish()
-            self._seat(pin)
+            self._place(pin)
 
-    def _seat(self, pin: Pin) -> None:
+    def _place(self, pin: Pin) -> None:
         pin.parked = False
         pin.undo = {}
         pin.pages = self.pages
@@ -172,10 +173,10 @@ class PageImage:
 
     def park(self, pin: Pin) -> None:
         """The holder of ``pin`` reads no more for now, but is likely to pin it again."""
-        if self.writer is pin:
+        if self.seat:
             self.release(pin)
         pin.parked = True
-        if self._pending is not None or pin.version != self.version:
+        if self.pending is not None or pin.version != self.version:
             self.unpin(pin)
 
     def unpin(self, pin: Pin) -> None:
@@ -212,46 +213,46 @@ class PageImage:
         Raises StalePinError when the pin does not show the newest version: what its holder has
         read is out of date, and writing on it would undo someone's commit.
         """
-        with self.lock:
-            if self._pending is not None:
-                self._finish()
-            if self.writer is not None and self.writer is not pin:
-                return False
-            if pin.version != self.version or pin.parked:
-                raise StalePinError
-            self.writer = pin
-            return True
+        if self.seat.setdefault("writer", pin) is not pin:
+            return False
+        if self.pending is not None or pin.version != self.version or pin.parked:
+            self.release(pin)
+            raise StalePinError
+        return True
 
     def release(self, pin: Pin) -> None:
-        """Leave the writer's seat. Only who sits there can leave it, so this needs no lock."""
-        if self.writer is pin:
-            self.writer = None
+        """Leave the writer's seat. Only who sits there can leave it."""
+        if self.seat.get("writer") is pin:
+            del self.seat["writer"]
+
+    @property
+    def writer(self) -> Pin | None:
+        """The pin in the writer's seat."""
+        return self.seat.get("writer")
 
     def apply(
         self, overlay: dict[PageNumber, bytes], page_count: int, page_size: int, writer: Pin
     ) -> None:
         """Commit: replace the pages of ``overlay``, make the image ``page_count`` pages long.
 
-        ``overlay`` must hold every page from the old end to the new one and belongs to the image
-        from here on. ``writer`` holds the seat; it moves on to the new version.
+        ``overlay`` holds whole pages of ``page_size`` bytes within ``page_count``, every page from
+        the old end to the new one among them, and belongs to the image from here on. ``writer``
+        holds the seat; it moves on to the new version.
 
         All or nothing under any exception (invariant 2): once the commit is noted as pending it
         is finished before the exception goes on, at the latest by the next use of the image.
         """
         with self.lock:
-            if self._pending is not None:
+            if self.pending is not None:
                 self._finish()
             count, version = len(self.pages), self.version + 1
-            assert self.writer is writer, "invariant 2: a commit comes from the writer's seat"
-            assert writer.version == self.version, "invariant 2: and from the newest version"
-            # Once pending, a commit must not fail: so look at the overlay before
-            assert sum(map(len, overlay.values())) == page_size * len(overlay)
-            assert max(overlay, default=0) <= page_count
-            if page_count > count:
+            assert self.seat.get("writer") is writer, "invariant 2: commits come from the seat"
+            assert writer.version + 1 == version, "invariant 2: and from the newest version"
+            if page_count > count:  # once pending, a commit must not fail
                 assert all(number in overlay for number in range(count + 1, page_count + 1))
-            self._pending = (overlay, count, page_count, page_size, writer, version)
+            self.pending = commit = (overlay, count, page_count, page_size, writer, version)
             try:
-                self._commit(overlay, count, page_count, page_size, writer, version)
+                self._commit(commit)
             except BaseException:
                 self._finish()
                 raise
@@ -265,7 +266,7 @@ class PageImage:
         with self.lock:
             self._finish()
             assert self.writer is writer, "invariant 2: a swap comes from the writer's seat"
-            self._pending = (pages, page_size, self.version + 1)
+            self.pending = (pages, page_size, self.version + 1)
             try:
                 self._finish()
             except BaseException:
@@ -274,22 +275,23 @@ class PageImage:
 
     def _finish(self) -> None:
         """Bring a pending commit or swap in whole. Caller holds the lock. May run again after an
-        exception at any point: every step of it is idempotent, and `_pending` goes last."""
-        if self._pending is None:
+        exception at any point: every step of it is idempotent, and `pending` goes last."""
+        if self.pending is None:
             return
-        if len(self._pending) == 3:
-            self._swap(*self._pending)
+        if len(self.pending) == 3:
+            self._swap(self.pending)
         else:
-            self._commit(*self._pending)
+            self._commit(self.pending)
 
-    def _swap(self, pages: list[bytes], page_size: int, version: Version) -> None:
+    def _swap(self, swap: _Swap) -> None:
+        pages, page_size, version = swap
         self._undos(0, None)
         self.page_size = page_size
         self.pages = pages
         self.dirty = set()
         self._taken = set()
         self.version = version
-        self._pending = None
+        self.pending = None
 
     def _undos(self, count: int, writer: Pin | None) -> _Undos:
         """The undo maps that a commit must save into, each with how many leading pages it needs.
@@ -305,15 +307,8 @@ class PageImage:
                 undos.append((pin.undo, min(pin.page_count, count)))
         return undos
 
-    def _commit(
-        self,
-        overlay: dict[PageNumber, bytes],
-        old_count: int,
-        new_count: int,
-        size: int,
-        writer: Pin,
-        version: Version,
-    ) -> None:
+    def _commit(self, commit: _Commit) -> None:
+        overlay, old_count, new_count, size, writer, version = commit
         pages, dirty = self.pages, self.dirty
         undos = self._undos(old_count, writer) if len(self._pins) > 1 else ()
         self.page_size = size
@@ -322,13 +317,14 @@ class PageImage:
             dirty.update(range(old_count + 1, new_count + 1))
             pages.extend([b""] * (new_count - len(pages)))
         for number, page in overlay.items():
-            old = pages[number - 1]
-            if number not in dirty and page == old:  # a dirty page is not worth comparing
-                continue
-            dirty.add(number)  # before the page changes: invariant 3
-            for undo, count in undos:
-                if number <= count:
-                    undo.setdefault(number, old)
+            if undos or number not in dirty:  # else nobody asks for the old page
+                old = pages[number - 1]
+                if page == old and number not in dirty:
+                    continue
+                dirty.add(number)  # before the page changes: invariant 3
+                for undo, count in undos:
+                    if number <= count:
+                        undo.setdefault(number, old)
             pages[number - 1] = page
         if new_count < old_count:
             self._cut(pages, new_count, undos)
@@ -337,7 +333,7 @@ class PageImage:
         writer.page_count = new_count
         writer.version = version
         self.version = version
-        self._pending = None
+        self.pending = None
 
     def _cut(self, pages: list[bytes], new_count: int, undos: _Undos) -> None:
         for number in range(new_count + 1, len(pages) + 1):
@@ -361,7 +357,7 @@ class PageImage:
         try:
             with self.lock:
                 self._finish()
-                self._seat(pin)
+                self._place(pin)
                 self._taken |= self.dirty
                 self.dirty = set()
                 count = pin.page_count

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 import apsw
 
-from ..errors import VolumeError
+from ..errors import CommitError, CommitInterrupted, VolumeError
 from . import header
 from .database import Database
 from .header import counters
@@ -88,18 +88,6 @@ class _PlainBusySnapshot(apsw.BusyError):
     extendedresult = apsw.SQLITE_BUSY_SNAPSHOT
 
 
-class CommitError(apsw.IOError):
-    """COMMIT was cut short. SQLite must be told IOERR: for no other code does it forget the pages
-    it has cached, and the next commit would write lost pages over someone's update."""
-
-    result = apsw.SQLITE_IOERR
-    extendedresult = apsw.SQLITE_IOERR
-
-
-class CommitInterrupted(CommitError, KeyboardInterrupt):  # noqa: N818 - a KeyboardInterrupt
-    """Ctrl-C arrived inside COMMIT. The transaction is whole in the database or not at all."""
-
-
 class DatabaseFile(Pin):
     """One open main database file: a pin that can also write.
 
@@ -132,12 +120,16 @@ class DatabaseFile(Pin):
     def xLock(self, level: int) -> None:
         lock = self._lock
         if level == SHARED and lock == NONE:
-            self._image.pin(self)
+            # PageImage.pin spelled out, as every statement comes by here
+            self.parked = False
+            image = self._image
+            if image.pending is not None or self.version != image.version:
+                image.pin(self)
             self.length = self.page_count
             self._lock = SHARED
         elif level == RESERVED and lock == SHARED:
             if self._database.refusal is not None:
-                raise self._database.refusal
+                raise self._database.refusal()
             try:
                 if not self._image.reserve(self):
                     raise apsw.BusyError(f"another connection writes to {self._database.name!r}")
@@ -146,9 +138,11 @@ class DatabaseFile(Pin):
             self._lock = RESERVED
         elif level == EXCLUSIVE and lock == RESERVED:
             if self._database.refusal is not None:  # forked or stopped since the lock
-                raise self._database.refusal
+                raise self._database.refusal()
             self.overlay = {}
             self._base = self.length
+            if self.length == 0:
+                self.page_size = 0  # an earlier attempt to create the database may have set it
             self._lock = EXCLUSIVE
         elif level > lock:
             raise IllegalLockError(f"lock {Lock(lock).name} -> {Lock(level).name}")
@@ -169,9 +163,13 @@ class DatabaseFile(Pin):
         lock = self._lock
         if level == NONE:
             if lock != NONE:
+                # PageImage.park spelled out, likewise
                 self.overlay = None
                 self._lock = NONE
-                self._image.park(self)
+                self.parked = True
+                image = self._image
+                if image.seat or image.pending is not None or self.version != image.version:
+                    image.park(self)
         elif level == SHARED and lock >= SHARED:
             self.overlay = None
             self.length = self.page_count
@@ -241,25 +239,30 @@ class DatabaseFile(Pin):
     # -- writing ----------------------------------------------------------------------------
 
     def xWrite(self, data: bytes, offset: int) -> None:
-        overlay = self.overlay
-        assert overlay is not None, "SQLite writes under an EXCLUSIVE lock only"
-        size = self.page_size or self._decide_page_size(len(data))
-        number, start = divmod(offset, size)
-        number += 1
+        size = self.page_size
+        if len(data) != size or offset % size:
+            return self._write_aside(data, offset)
+        number = offset // size + 1
         if number > self.length:
             self._grow(number)
-        if start or len(data) != size:
-            old = self._current(number).ljust(size, b"\0")
-            data = old[:start] + data + old[start + len(data) :]
-            assert len(data) == size, "SQLite writes within one page"
-        overlay[number] = data
+        self.overlay[number] = data  # type: ignore[index]  # a dict: SQLite holds EXCLUSIVE
+        return None
 
-    def _decide_page_size(self, size: int) -> int:
+    def _write_aside(self, data: bytes, offset: int) -> None:
+        """The rarer writes: the first one to an empty database, and of a part of a page."""
+        if self.page_size == 0:
+            self._decide_page_size(len(data))
+            return self.xWrite(data, offset)
+        index, start = divmod(offset, self.page_size)
+        page = bytearray(self._current(index + 1).ljust(self.page_size, b"\0"))
+        page[start : start + len(data)] = data
+        return self.xWrite(bytes(page), offset - start)
+
+    def _decide_page_size(self, size: int) -> None:
         """The first write to an empty database is a whole page, of the size it will have."""
         if not valid_page_size(size):
             raise apsw.IOError(f"first write of {size} bytes is not a page")
         self.page_size = size
-        return size
 
     def _grow(self, length: int) -> None:
         if length - self.length > MAX_GAP:
@@ -279,6 +282,8 @@ class DatabaseFile(Pin):
                 del self.overlay[number]
             self.length = length
             self._base = min(self._base, length)
+            if self.page_count == length == 0:
+                self.page_size = 0
 
     # -- control ----------------------------------------------------------------------------
 
@@ -298,13 +303,18 @@ class DatabaseFile(Pin):
         """Bring the overlay into the image: this is the commit point."""
         try:
             if self._database.refusal is not None:
-                raise self._database.refusal
+                raise self._database.refusal()
             if self.length > self._base:
                 blank = bytes(self.page_size)
                 for number in range(self._base + 1, self.length + 1):
                     overlay.setdefault(number, blank)
             if self.page_count:
-                self._raise_counters(overlay)
+                shown = self._image.pages[0]
+                page1 = overlay.get(1, shown)
+                counter, cookie = counters(page1, 24)
+                shown_counter, shown_cookie = counters(shown, 24)
+                if counter != shown_counter + 1 or cookie < shown_cookie:
+                    overlay[1] = header.following(page1, shown)
             self._image.apply(overlay, self.length, self.page_size, self)
         except BaseException as error:
             self._database.committed()  # it may have come in whole
@@ -317,20 +327,6 @@ class DatabaseFile(Pin):
         self.overlay = {}
         self._base = self.length
         self._database.committed()
-
-    def _raise_counters(self, overlay: dict[int, bytes]) -> None:
-        """Invariant 13. SQLite raises both counters itself, except that it raises the change
-        counter only once under locking_mode=EXCLUSIVE, and that PRAGMA schema_version sets any
-        cookie."""
-        shown = self._image.pages[0]
-        page1 = overlay.get(1, shown)
-        counter, cookie = counters(page1, 24)
-        shown_counter, shown_cookie = counters(shown, 24)
-        expected = (shown_counter + 1) & 0xFFFFFFFF
-        if counter != expected or cookie < shown_cookie:
-            if cookie < shown_cookie:
-                cookie = header.after(shown_cookie)
-            overlay[1] = header.with_counters(page1, expected, cookie)
 
     def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
         """journal_mode stays MEMORY or OFF, as for SQLite's own in-memory databases: under any

@@ -1,0 +1,502 @@
+"""The process around the volumes, in child processes: killed, signalled, exiting and forked.
+
+What the bucket holds afterwards is read as a plain SQLite file by this process.
+"""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from buckethead.storage.directory import open_bucket
+from servers import Server, fresh_bucket
+from volume_tools import query
+
+LONGEST_CHILD_SECONDS = 90
+
+# Every child: a limit to its life, an upload that can be made to hang or fail, and short names.
+PRELUDE = f"""
+import faulthandler, os, signal, sys, threading, time
+faulthandler.dump_traceback_later({LONGEST_CHILD_SECONDS}, exit=True)
+import buckethead
+from buckethead.storage.directory import DirectoryBucket
+
+def config(key="x.db"):
+    return buckethead.BucketConfig(bucket="b", key=key, endpoint_url=sys.argv[1])
+
+class uploads:
+    put_parts = DirectoryBucket.put_parts
+    started = threading.Event()
+    before = staticmethod(lambda: None)
+
+def put_parts(self, chunks, key, **more):
+    uploads.started.set()
+    uploads.before()
+    return uploads.put_parts(self, chunks, key, **more)
+
+DirectoryBucket.put_parts = put_parts
+
+def full_disk():
+    raise OSError(28, "No space left on device")
+
+def say(word):
+    print(word, flush=True)
+
+def wait_for_signals():
+    say("ready")
+    while True:
+        signal.pause()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+
+STARTED = """
+bh = buckethead.BucketSQLite(config()).start()
+bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+"""
+
+
+@dataclass
+class Child:
+    """A child process that runs a script in a folder of its own."""
+
+    folder: Path
+    process: "subprocess.Popen[str]"
+    said: str = ""
+    complained: str = ""
+
+    def wait_until_ready(self) -> None:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line == "ready\n", line + self.end().complained
+
+    def end(self, number: signal.Signals | None = None) -> "Child":
+        """Send a signal, if any, and wait for the end."""
+        if number is not None:
+            self.process.send_signal(number)
+        self.said, self.complained = self.process.communicate(timeout=LONGEST_CHILD_SECONDS)
+        return self
+
+    @property
+    def code(self) -> int:
+        code: int = self.process.returncode
+        return code
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "bucket" / "x.db"
+
+    def saved(self, path: Path | None = None) -> list[object]:
+        """The rows of the image in the bucket, or of another file, which must be sound."""
+        plain = sqlite3.connect(path or self.image)
+        assert plain.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = [row[0] for row in plain.execute("SELECT a FROM t ORDER BY a")]
+        plain.close()
+        return rows
+
+    def rescued(self) -> list[Path]:
+        return list(self.folder.glob("buckethead-rescue-*.db"))
+
+
+Start = Callable[..., Child]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a script after the prelude; arguments follow the bucket's URL."""
+    children: list[Child] = []
+
+    def start(script: str, *arguments: str) -> Child:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("BUCKETHEAD_", "R2_"))}
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", PRELUDE + textwrap.dedent(script)),
+                *((tmp_path / "bucket").as_uri(), *arguments),
+            ],
+            cwd=tmp_path,
+            env={**kept, "HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        children.append(Child(tmp_path, process))
+        return children[-1]
+
+    yield start
+    for child in children:
+        if child.process.poll() is None:
+            child.process.kill()
+            child.process.communicate()
+
+
+# ---- killed
+
+
+def test_invariant_8_what_was_flushed_survives_sigkill(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+for number in range(2, 20):
+    bh.connection.execute("INSERT INTO t VALUES(?)", (number,))
+bh.force_flush()
+bh.connection.execute("INSERT INTO t VALUES(99)")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ).end()
+    assert child.code == -signal.SIGKILL
+    assert child.saved() == list(range(1, 20))
+
+
+def test_a_process_killed_in_the_middle_of_an_upload_leaves_the_old_image(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+bh.force_flush()
+bh.connection.execute("INSERT INTO t VALUES(2)")
+
+def put_parts(self, chunks, key, **more):
+    def cut():
+        yield next(iter(chunks))[:5000]
+        os.kill(os.getpid(), signal.SIGKILL)
+    return uploads.put_parts(self, cut(), key, **more)
+
+DirectoryBucket.put_parts = put_parts
+bh.force_flush()
+"""
+    ).end()
+    assert child.code == -signal.SIGKILL
+    assert child.saved() == [1]
+    assert child.saved(child.folder / "bucket" / "x.db.prev") == [1]
+
+
+# ---- SIGTERM
+
+
+def test_sigterm_flushes_and_then_ends_the_process(start: Start) -> None:
+    child = start(STARTED + "wait_for_signals()")
+    child.wait_until_ready()
+    child.end(signal.SIGTERM)
+    assert (child.code, child.complained) == (-signal.SIGTERM, "")
+    assert child.saved() == [1]
+
+
+def test_sigterm_calls_the_previous_handler_once_everything_is_flushed(start: Start) -> None:
+    child = start(
+        """
+        def previous(number, frame):
+            say(f"handled {number} {os.path.exists('bucket/x.db')}")
+            assert signal.getsignal(signal.SIGTERM) is previous
+            os._exit(3)
+
+        signal.signal(signal.SIGTERM, previous)
+        """
+        + textwrap.indent(STARTED, " " * 8)
+        + """
+        wait_for_signals()
+        """
+    )
+    child.wait_until_ready()
+    child.end(signal.SIGTERM)
+    assert (child.code, child.said) == (3, "handled 15 True\n")
+    assert child.saved() == [1]
+
+
+def test_handlers_chained_on_top_of_ours_are_not_called_in_circles(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+def chain(number):
+    ours = signal.getsignal(number)
+    def handler(n, frame):
+        say(f"chained {n}")
+        ours(n, frame)
+    signal.signal(number, handler)
+
+chain(signal.SIGTERM)
+chain(signal.SIGINT)
+buckethead.mount("other", config("other.db"))
+try:
+    wait_for_signals()
+except KeyboardInterrupt:
+    say("interrupted")
+wait_for_signals()
+"""
+    )
+    child.wait_until_ready()
+    child.process.send_signal(signal.SIGINT)
+    assert child.process.stdout is not None
+    assert child.process.stdout.readline() == "chained 2\n"
+    assert child.process.stdout.readline() == "interrupted\n"
+    child.wait_until_ready()
+    child.end(signal.SIGTERM)
+    assert child.code == -signal.SIGTERM
+    assert child.said.startswith("chained 15\n")
+    assert child.saved() == [1]
+
+
+def test_an_ignored_signal_stays_ignored(start: Start) -> None:
+    child = start(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        + STARTED
+        + """
+os.kill(os.getpid(), signal.SIGTERM)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+bh.stop()
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1]
+
+
+@pytest.mark.parametrize("trouble", ["full_disk", "threading.Event().wait"])
+def test_sigterm_saves_to_a_file_what_the_bucket_does_not_take(start: Start, trouble: str) -> None:
+    """Also where the upload hangs for longer than the volume allows."""
+    child = start(
+        f"""
+        uploads.before = {trouble}
+        snapshot = buckethead.SnapshotConfig(shutdown_timeout_seconds=0.5)
+        bh = buckethead.BucketSQLite(config(), snapshot).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        wait_for_signals()
+        """
+    )
+    child.wait_until_ready()
+    child.end(signal.SIGTERM)
+    assert child.code == -signal.SIGTERM
+    (path,) = child.rescued()
+    assert child.saved(path) == [1]
+    assert str(path) in child.complained
+    assert not child.image.exists()
+
+
+# ---- SIGINT
+
+
+def test_sigint_interrupts_at_once_and_a_flush_follows(start: Start) -> None:
+    child = start(
+        """
+        go, flushed = threading.Event(), threading.Event()
+        uploads.before = go.wait
+        bh = buckethead.BucketSQLite(
+            config(), on_flush_complete=lambda seconds, size: flushed.set()
+        ).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        try:
+            wait_for_signals()
+        except KeyboardInterrupt:
+            assert uploads.started.wait(30)
+            assert not flushed.is_set()
+            say("interrupted")
+            go.set()
+        assert flushed.wait(30)
+        bh.connection.execute("INSERT INTO t VALUES(2)")
+        os._exit(0)
+        """
+    )
+    child.wait_until_ready()
+    child.end(signal.SIGINT)
+    assert (child.code, child.said, child.complained) == (0, "interrupted\n", "")
+    assert child.saved() == [1]
+
+
+# ---- threads
+
+
+def test_only_the_main_thread_installs_handlers(start: Start) -> None:
+    child = start(
+        """
+        def work():
+            buckethead.mount("app", config())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        wait_for_signals()
+        """
+    )
+    child.wait_until_ready()
+    child.end(signal.SIGTERM)
+    assert (child.code, child.complained) == (-signal.SIGTERM, "")
+
+
+def test_importing_touches_no_signal_and_starts_no_thread(start: Start) -> None:
+    child = start(
+        """
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert threading.enumerate() == [threading.main_thread()]
+        """
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+
+
+# ---- exit
+
+
+def test_exit_flushes_what_nobody_stopped(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+import apsw
+buckethead.mount("other", config("other.db"))
+other = apsw.Connection("file:other?vfs=buckethead")
+other.execute("CREATE TABLE t(a); INSERT INTO t VALUES(7)")
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1]
+    assert child.saved(child.folder / "bucket" / "other.db") == [7]
+
+
+def test_exit_by_an_exception_flushes_too(start: Start) -> None:
+    child = start(STARTED + "raise LookupError").end()
+    assert child.code == 1
+    assert child.saved() == [1]
+
+
+def test_exit_saves_to_a_file_what_the_bucket_does_not_take(start: Start) -> None:
+    child = start(
+        """
+        os.umask(0)
+        for name in ("first", "second"):
+            bh = buckethead.BucketSQLite(config(f"{name}/x.db")).start()
+            bh.connection.execute("CREATE TABLE t(a)")
+            bh.connection.executemany("INSERT INTO t VALUES(?)", [(n,) for n in range(5000)])
+        uploads.before = full_disk
+        """
+    ).end()
+    assert child.code == 0
+    files = child.rescued()
+    assert len(files) == 2
+    for path in files:
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert child.saved(path) == list(range(5000))
+        assert f"saved to {path}; put it back with: buckethead import {path}" in child.complained
+    assert "could not be flushed (Could not write the image 'first/x.db'" in child.complained
+    assert "Traceback" not in child.complained
+    assert "DATA LOST" not in child.complained
+
+
+def test_exit_flushes_to_a_store_of_s3_without_new_threads(
+    start: Start, moto_endpoint: Server
+) -> None:
+    with fresh_bucket(moto_endpoint) as name:
+        config = moto_endpoint.config(name, key="x.db")
+        child = start(
+            """
+            config = buckethead.BucketConfig.model_validate(dict(
+                bucket=sys.argv[2], key="x.db", endpoint_url=sys.argv[3], region="us-east-1",
+                access_key_id="key", secret_access_key="secret", part_size=5 * 1024 * 1024,
+            ))
+            bh = buckethead.BucketSQLite(config).start()
+            bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(zeroblob(20000000))")
+            """,
+            name,
+            moto_endpoint.endpoint_url,
+        ).end()
+        assert (child.code, child.complained) == (0, "")
+        found = query(open_bucket(config), "x.db", "SELECT length(a) FROM t")
+        assert found == [(20_000_000,)]
+
+
+def test_exit_during_a_running_flush_loses_nothing(start: Start) -> None:
+    """The upload goes on only once the interpreter has begun to wait for its threads."""
+    child = start(
+        """
+        import concurrent.futures.thread as pools
+
+        def until_exit():
+            uploads.before = lambda: None
+            while not pools._shutdown:
+                time.sleep(0.01)
+
+        uploads.before = until_exit
+        snapshot = buckethead.SnapshotConfig(interval_seconds=0.01)
+        bh = buckethead.BucketSQLite(config(), snapshot).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        assert uploads.started.wait(30)
+        bh.connection.execute("INSERT INTO t VALUES(2)")
+        """
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1, 2]
+
+
+def test_exit_after_stop_writes_nothing_more(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+bh.stop()
+os.unlink("bucket/x.db")
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert not child.image.exists()
+
+
+# ---- fork
+
+
+def test_a_forked_child_reads_but_never_writes(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process that has threads
+flushed = threading.Event()
+pid = os.fork()
+if pid == 0:
+    assert bh.connection.execute("SELECT a FROM t").fetchall() == [(1,)]
+    for use in (lambda: bh.connection.execute("INSERT INTO t VALUES(2)"), bh.force_flush):
+        try:
+            use()
+        except buckethead.VolumeReadOnlyError as error:
+            assert "forked" in str(error) and "Write in the parent" in str(error)
+        else:
+            os._exit(7)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    buckethead.mount("own", config("own.db"))
+    own = buckethead.Connection("file:own?vfs=buckethead")
+    own.execute("CREATE TABLE t(a); INSERT INTO t VALUES(5)")
+    sys.exit(5)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+assert not os.path.exists("bucket/x.db")
+bh.connection.execute("INSERT INTO t VALUES(3)")
+bh.force_flush()
+bh.connection.execute("INSERT INTO t VALUES(4)")
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1, 3, 4]
+    assert child.saved(child.folder / "bucket" / "own.db") == [5]
+    assert child.rescued() == []
+
+
+def test_a_transaction_open_at_a_fork_goes_on_in_the_parent_only(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+bh.connection.execute("BEGIN; INSERT INTO t VALUES(2)")
+pid = os.fork()
+if pid == 0:
+    try:
+        bh.connection.commit()
+    except buckethead.VolumeReadOnlyError:
+        os._exit(5)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+bh.connection.commit()
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1, 2]
