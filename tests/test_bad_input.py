@@ -11,6 +11,7 @@ from pathlib import Path
 
 import apsw
 import pytest
+from pydantic import SecretStr
 
 import buckethead
 from buckethead.config import BucketConfig, SnapshotConfig
@@ -298,8 +299,8 @@ def unanswered(port: int) -> BucketConfig:
     return BucketConfig(
         bucket="b",
         endpoint_url=f"http://127.0.0.1:{port}",
-        access_key_id="key",
-        secret_access_key="secret",
+        access_key_id=SecretStr("key"),
+        secret_access_key=SecretStr("secret"),
         connect_timeout=0.3,
         read_timeout=0.3,
     )
@@ -339,7 +340,7 @@ def test_a_full_disk_under_a_directory_bucket(tmp_path: Path, disk: str) -> None
     volume.flush()
     before = files_in(tmp_path / "bucket")
     conn.execute("INSERT INTO t VALUES(randomblob(200000))")
-    with no_room(disk), pytest.raises(BucketDeniedError, match="no room.*Free some"):
+    with no_room(disk), pytest.raises(BucketDeniedError, match=r"no room.*Free some"):
         volume.flush()
     assert files_in(tmp_path / "bucket", "x.db") == {"x.db": before["x.db"]}
     assert not list((tmp_path / "bucket").glob(".buckethead/tmp/*"))

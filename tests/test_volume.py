@@ -19,6 +19,7 @@ from buckethead.core import registry, scheduler
 from buckethead.errors import BucketDeniedError, VolumeError, VolumeReadOnlyError
 from buckethead.image import database
 from buckethead.image.pages import PageImage
+from buckethead.observability.reporter import FlushOutcome
 from buckethead.registry import uri_of
 from buckethead.storage import layout
 from buckethead.storage.directory import DirectoryBucket
@@ -220,7 +221,7 @@ class Raising(Listener):
     def flush_started(self, name: str) -> None:
         raise SystemExit(1)
 
-    def flush_finished(self, name: str, result: FlushResult) -> None:
+    def flush_finished(self, name: str, result: FlushOutcome) -> None:
         raise RuntimeError("from an observer")
 
 
@@ -377,7 +378,7 @@ def test_an_inherited_volume_is_read_only_and_publishes_nothing(
 ) -> None:
     volume.after_fork_in_child()
     assert not volume.changed
-    with pytest.raises(VolumeReadOnlyError, match="forked.*Write in the parent") as raised:
+    with pytest.raises(VolumeReadOnlyError, match=r"forked.*Write in the parent") as raised:
         add(conn)
     assert isinstance(raised.value, apsw.ReadOnlyError)
     assert column(conn, COUNT) == [0]
@@ -424,7 +425,8 @@ def test_the_status_of_a_volume(volume: Volume, conn: apsw.Connection) -> None:
 
 
 def test_a_repr_names_volume_and_place_only() -> None:
-    secret = BucketConfig(bucket="b", access_key_id="my-key", secret_access_key="my-secret")
+    keys = {"access_key_id": "my-key", "secret_access_key": "my-secret"}
+    secret = BucketConfig.model_validate({"bucket": "b", **keys})
     bucket = buckethead.open_bucket(secret)
     volume = Volume("app", secret, SnapshotConfig(), bucket, PageImage(), scheduler.wake)
     assert repr(volume) == "<volume 'app': 'bucketsqlite/snap.db' at s3://b>"

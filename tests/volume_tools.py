@@ -16,9 +16,10 @@ import pytest
 
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
+from buckethead.observability.reporter import FlushOutcome
 from buckethead.storage.bucket import Bucket
 from buckethead.storage.directory import DirectoryBucket
-from buckethead.storage.snapshot import FlushResult, read_image
+from buckethead.storage.snapshot import read_image
 from buckethead.volume import Volume
 
 PATIENCE = 60.0
@@ -151,7 +152,7 @@ class Listener:
     def flush_started(self, name: str) -> None:
         self.heard.append(("started", name))
 
-    def flush_finished(self, name: str, result: FlushResult) -> None:
+    def flush_finished(self, name: str, result: FlushOutcome) -> None:
         self.heard.append(("finished", name, result))
         self.finished.set()
 

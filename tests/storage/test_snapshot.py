@@ -1,4 +1,7 @@
-"""flush and restore: a page image to and from one object. Numbers are of native_notes' invariants."""
+"""flush and restore: a page image to and from one object.
+
+Numbers of invariants refer to native_notes/invariants.md.
+"""
 
 import dataclasses
 import inspect
@@ -294,7 +297,7 @@ def test_restore_waits_for_no_writer(conn: apsw.Connection, controlled: Controll
     fill(conn)
     save(conn, controlled)
     conn.execute("BEGIN IMMEDIATE; DELETE FROM t")
-    with pytest.raises(VolumeBusyError, match="write transaction.*roll it back"):
+    with pytest.raises(VolumeBusyError, match=r"write transaction.*roll it back"):
         restore(conn, controlled, KEY)
     assert column(conn, "SELECT count(*) FROM t") == [0]
     conn.execute("ROLLBACK")
