@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from botocore.exceptions import ClientError
@@ -29,6 +30,12 @@ from buckethead.storage.translate import translated
 from servers import PART_SIZE, Server
 
 PART = b"x" * PART_SIZE
+
+
+@pytest.fixture(autouse=True)
+def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event handlers stay on a client, so no test here shares one with another."""
+    monkeypatch.setattr(bucket_module, "_clients", WeakValueDictionary())
 
 
 @pytest.fixture

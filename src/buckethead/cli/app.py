@@ -58,7 +58,7 @@ class _Commands(click.Group):
 @click.option("--region", metavar="NAME", help="The region of the bucket.")
 @click.option("--branch", type=click.Choice(["main"]), help="The branch; there is only main.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.version_option(package_name="buckethead")
+@click.version_option(package_name="buckethead", prog_name="buckethead")
 @click.pass_context
 def commands(
     ctx: click.Context,

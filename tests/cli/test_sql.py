@@ -1,0 +1,134 @@
+"""`sql` and `shell`."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from cli.tools import DEFAULT, KEY, child, cli, cli_json, failure, on_terminal
+
+IMAGE = DEFAULT / KEY
+
+
+def rows(statement: str = "SELECT x FROM t") -> list[list[object]]:
+    found: list[list[object]] = cli_json("sql", statement)["results"][0]["rows"]
+    return found
+
+
+def test_a_write_makes_the_bucket_and_says_so(empty_folder: Path) -> None:
+    result = cli("sql", "CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)")
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert (empty_folder / DEFAULT).as_uri() in result.stderr.splitlines()[0]
+    assert "flushed 2 changed pages" in result.stderr.splitlines()[1]
+    assert rows() == [[1], [2]]
+
+
+def test_a_read_writes_nothing() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    before = IMAGE.stat()
+    result = cli("sql", "SELECT count(*) FROM t")
+    assert (result.stdout, result.stderr) == ("count(*)\n0\n", "")
+    assert cli_json("sql", "SELECT 1")["flushed"] is None
+    after = IMAGE.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_values_in_a_pipe_are_printable_and_apart() -> None:
+    result = cli("sql", "SELECT NULL AS a, x'00fF' AS b, 'q' || char(9, 10, 27) || 'é' AS c, 1.5")
+    assert result.stdout == "a\tb\tc\t1.5\nNULL\tx'00ff'\tq\\t\\n\\x1bé\t1.5\n"
+
+
+def test_values_in_json() -> None:
+    document = cli_json("sql", "SELECT NULL, x'00fF', 'é' || char(27), 1.5, 9e999, 7")
+    assert document["results"][0]["rows"] == [[None, "x'00ff'", "é\x1b", 1.5, str(math.inf), 7]]
+
+
+def test_several_statements_give_several_results() -> None:
+    result = cli("sql", "SELECT 1 AS a; CREATE TABLE t(x); SELECT x AS b FROM t; SELECT 3 AS c")
+    assert result.stdout == "a\n1\n\nb\n\nc\n3\n"
+    document = cli_json("sql", "INSERT INTO t VALUES (5) RETURNING x; SELECT 1, 1 WHERE 0")
+    assert document["results"] == [
+        {"columns": ["x"], "rows": [[5]]},
+        {"columns": ["1", "1"], "rows": []},
+    ]
+    assert document["changes"] == 1
+    assert document["flushed"]["pages"] == 2
+    assert document["flushed"]["checksum"] == cli_json("status")["checksum"]
+
+
+def test_what_was_committed_before_an_error_is_flushed() -> None:
+    result = cli("sql", "CREATE TABLE t(x); INSERT INTO t VALUES (1); SELECT * FROM nosuch")
+    assert result.exit_code == 1
+    assert "no such table: nosuch" in result.stderr.splitlines()[-1]
+    assert "flushed" in result.stderr
+    assert rows() == [[1]]
+
+
+def test_a_transaction_left_open_is_rolled_back_and_said() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    assert "add COMMIT" in failure("sql", "BEGIN; INSERT INTO t VALUES (1)")
+    assert rows() == []
+
+
+def test_the_image_before_is_kept() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    cli("sql", "INSERT INTO t VALUES (1)")
+    assert cli_json("status")["previous"]["key"] == f"{KEY}.prev"
+
+
+def test_changes_that_the_bucket_does_not_take_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BUCKETHEAD_BUCKET__NAME", "x")
+    Path("in-the-way").write_text("a file")
+    line = failure("--endpoint-url", f"file://{Path('in-the-way').absolute()}", "sql",
+                   "CREATE TABLE t(x)")  # fmt: skip
+    assert "in-the-way" in line
+
+
+def test_a_terminal_gets_a_table() -> None:
+    shown, aside = on_terminal("sql", "SELECT 'left' AS a, 12 AS b, 'x' || char(27) || '[2J' AS c")
+    assert "─" in shown
+    assert "left" in shown
+    assert "\\x1b[2J" in shown
+    assert "flushed" not in aside
+
+
+def test_the_shell_works_on_the_volume_and_flushes() -> None:
+    done = child("shell", text="CREATE TABLE t(x);\nINSERT INTO t VALUES (5);\nSELECT x FROM t;\n")
+    assert (done.returncode, done.stdout) == (0, "5\n")
+    assert done.stderr.splitlines()[-1].startswith("buckethead: flushed 2 changed pages")
+    assert rows() == [[5]]
+
+
+def test_the_shell_rolls_an_open_transaction_back() -> None:
+    text = "CREATE TABLE t(x);\nBEGIN;\nINSERT INTO t VALUES (6);\n.exit\n"
+    assert child("shell", text=text).returncode == 0
+    assert rows() == []
+
+
+def test_the_shell_ends_with_the_first_error_of_a_pipe() -> None:
+    text = "CREATE TABLE t(x);\nSELECT * FROM nosuch;\nINSERT INTO t VALUES (1);\n"
+    done = child("shell", text=text)
+    assert done.returncode == 1
+    assert "no such table: nosuch" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert rows() == []
+
+
+def test_the_shell_exits_with_the_code_it_is_told() -> None:
+    assert child("shell", text="CREATE TABLE t(x);\n.exit 3\n").returncode == 3
+    assert rows() == []
+
+
+def test_a_shell_that_changes_nothing_says_nothing() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    done = child("shell", text="SELECT 1;\n")
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_json_of_a_child_process_is_all_of_its_output() -> None:
+    done = child("sql", "SELECT 'ü'", "--json")
+    assert json.loads(done.stdout)["results"][0]["rows"] == [["ü"]]
