@@ -24,13 +24,17 @@ from buckethead.errors import (
     VolumeBusyError,
     VolumeError,
 )
+from buckethead.image.pages import PageImage
+from buckethead.storage.bucket import Bucket
 from buckethead.storage.directory import open_bucket
-from buckethead.storage.snapshot import FlushResult
+from buckethead.storage.snapshot import FlushResult, IntegrityCheck, read_image
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,
     Controlled,
+    Gate,
     Listener,
+    Outcome,
     column,
     directory,
     fake_time,
@@ -179,6 +183,26 @@ def test_one_key_in_several_places_is_several_databases(tmp_path: Path) -> None:
     for bh in started:
         bh.stop()
     assert [rows_in(config) for config in configs] == [[0], [1], [2], [3]]
+
+
+def test_one_key_in_two_places_can_be_started_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+
+    def held(bucket: Bucket, key: str, *, integrity_check: IntegrityCheck) -> PageImage | None:
+        if "first" in bucket.url:
+            gate()
+        return read_image(bucket, key, integrity_check=integrity_check)
+
+    monkeypatch.setattr("buckethead.registry.read_image", held)
+    first = Outcome(BucketSQLite(directory(tmp_path / "first")).start)
+    gate.wait_until_reached()
+    second = Outcome(BucketSQLite(directory(tmp_path / "second")).start)
+    gate.open()
+    assert first.get().uri != second.get().uri
+    first.get().stop()
+    second.get().stop()
 
 
 # ---- connections

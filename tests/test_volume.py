@@ -192,10 +192,14 @@ def test_an_interrupted_flush_leaves_all_dirty(volume: Volume, conn: apsw.Connec
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    listener = Listener()
+    volume.observers.append(listener)
     controlled(volume).on_chunk = interrupt
     with pytest.raises(KeyboardInterrupt):
         volume.flush()
     assert volume.changed
+    assert listener.failed.is_set()
+    assert isinstance(volume.last_error, KeyboardInterrupt)
     assert not volume.bucket.exists(volume.key)
     controlled(volume).on_chunk = nothing
     assert volume.flush().uploaded

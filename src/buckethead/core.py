@@ -11,7 +11,7 @@ from typing import Self
 
 from .config import DEFAULT_KEY, BucketConfig, ProfilingConfig, SnapshotConfig
 from .connection import Connection
-from .errors import ConfigError
+from .errors import ConfigError, VolumeBusyError
 from .flusher import Lifecycle, Scheduler
 from .image.connections import install
 from .observability.profiling import Profiler
@@ -123,7 +123,7 @@ class BucketSQLite:
         config = self._bucket_config or config_of(DEFAULT_KEY.removesuffix(".db"))
         self._profiler.start()
         try:
-            volume = registry.mount(_name_for(config), config, self._snapshot_config, share=False)
+            volume = _mount_alone(config, self._snapshot_config)
         except BaseException:
             self._profiler.finish(IOCounters())
             raise
@@ -218,6 +218,16 @@ class BucketSQLite:
     def stats(self) -> VolumeStatus:
         """The volume at this moment: sizes, versions, dirty pages, requests, the last flush."""
         return self._started().status()
+
+
+def _mount_alone(config: BucketConfig, snapshot: SnapshotConfig) -> Volume:
+    while True:
+        name = _name_for(config)
+        try:
+            return registry.mount(name, config, snapshot, share=False)
+        except VolumeBusyError:
+            if name == _name_for(config):  # else another thread has just taken the name
+                raise
 
 
 def _name_for(config: BucketConfig) -> str:

@@ -159,6 +159,23 @@ def test_only_writers_get_the_overlay(file: DatabaseFile) -> None:
     file.xUnlock(NONE)
 
 
+def test_pages_cut_off_and_grown_over_are_zeroes(volumes: "Volumes", served: Served) -> None:
+    """SQLite leaves such gaps; what was there before must neither be read nor committed."""
+    connection = volumes.open()
+    table_of(connection, 50)
+    file, image = served(connection), volumes.mount().image
+    size, page1, last = image.page_size, image.pages[0], b"\1" * image.page_size
+    assert bytes(size) not in image.pages[1:5]
+    at(file, EXCLUSIVE).xTruncate(size)
+    file.xWrite(last, 4 * size)
+    assert [file.xRead(size, n * size) for n in range(5)] == [page1, *[bytes(size)] * 3, last]
+    assert file.xRead(size, 5 * size) == b""
+    file.xFileControl(apsw.SQLITE_FCNTL_COMMIT_PHASETWO, 0)
+    file.xUnlock(NONE)
+    assert image.page_count == 5
+    assert image.pages[1:] == [*[bytes(size)] * 3, last]
+
+
 # -- commit and rollback ------------------------------------------------------------------------
 
 

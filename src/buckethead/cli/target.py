@@ -10,7 +10,7 @@ import click
 from pydantic import ValidationError
 from rich.filesize import decimal
 
-from ..config import BucketConfig, SnapshotConfig, configured_bucket
+from ..config import BucketConfig, BucketSettings, SnapshotConfig, configured_bucket
 from ..errors import BucketDeniedError, BucketError, ObjectNotFoundError
 from ..image.pages import PageImage
 from ..registry import DEFAULT_DIRECTORY
@@ -34,7 +34,7 @@ class Target:
     def config(self) -> BucketConfig:
         """The bucket and key that are meant. Raises ConfigError, click.UsageError."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        settings = configured_bucket()
+        settings = self._settings()
         if settings is not None:
             base: dict[str, object] = settings.model_dump(exclude_unset=True)
         else:
@@ -49,6 +49,12 @@ class Target:
             raise click.UsageError(
                 f"{option}: {fault['msg'].removeprefix('Value error, ')}"
             ) from None
+
+    def _settings(self) -> BucketConfig | None:
+        """What is configured; the settings alone need not name a bucket where --bucket does."""
+        if self.bucket is None:
+            return configured_bucket()
+        return BucketSettings(bucket={"name": self.bucket}).to_bucket_config()
 
     def bucket_to_read(self) -> tuple[BucketConfig, Bucket]:
         """The configuration and its bucket, which is not created. Raises BucketDeniedError."""
