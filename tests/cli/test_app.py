@@ -9,7 +9,7 @@ import click
 import pytest
 
 from buckethead.cli.app import commands
-from cli.tools import DEFAULT, KEY, child, cli, failure, make_file, on_terminal
+from cli.tools import DEFAULT, KEY, child, cli, cli_json, failure, make_file, on_terminal
 from servers import Server
 
 EVERY_COMMAND = {
@@ -116,7 +116,27 @@ def test_a_store_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert "sesame" not in line
 
 
-def test_a_settings_file_that_is_wrong_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_asks_the_store_before_it_measures_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BUCKETHEAD_BUCKET__ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("BUCKETHEAD_BUCKET__SECRET_ACCESS_KEY", "secret")
+    line = failure("--bucket", "b", "bench", "--endpoint-url", "http://127.0.0.1:1")
+    assert "http://127.0.0.1:1" in line
+
+
+def test_bench_prints_tables_and_json(empty_folder: Path) -> None:
+    tiny = ["--size-mb", "0.2", "--rows", "20", "--operations", "2", "--rounds", "1"]
+    result = cli("bench", *tiny, "--volumes", "2")
+    assert result.exit_code == 0
+    assert "point read" in result.stdout
+    assert "unchanged flush" in result.stdout
+    assert "left out:" in result.stdout
+    assert cli_json("bench", *tiny, "--volumes", "2")["statements"][0]["ratios"]["memdb"] == 1
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_settings_that_are_not_whole_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKETHEAD_SNAPSHOT__KEY", "k")
     assert "BUCKETHEAD_BUCKET__NAME" in failure("status")
 

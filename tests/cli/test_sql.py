@@ -72,6 +72,13 @@ def test_a_transaction_left_open_is_rolled_back_and_said() -> None:
     assert rows() == []
 
 
+def test_text_that_is_no_text_is_an_error_and_changes_are_kept() -> None:
+    result = cli("sql", "CREATE TABLE t(x); SELECT CAST(x'ff41' AS TEXT)")
+    assert result.exit_code == 1
+    assert "CAST(... AS BLOB)" in result.stderr.splitlines()[-1]
+    assert rows() == []
+
+
 def test_the_image_before_is_kept() -> None:
     cli("sql", "CREATE TABLE t(x)")
     cli("sql", "INSERT INTO t VALUES (1)")

@@ -11,6 +11,8 @@ from pathlib import Path
 import apsw
 
 from ..config import BucketConfig
+from ..storage.directory import open_bucket
+from ..storage.translate import translated
 from . import transfer, volumes
 from .measure import Comparison, Findings
 from .statements import Load, compare
@@ -46,12 +48,13 @@ def run(options: Options, tell: Callable[[str], object] = lambda part: None) -> 
     with tempfile.TemporaryDirectory(prefix="buckethead-bench-") as name:
         folder = Path(name)
         findings = Findings()
+        place = _place(options.place, folder)
+        _reach(place)
         tell(f"{options.volumes:,} volumes")
         volumes.open_and_close(folder, options.volumes, findings)
         tell("statements")
         statements = compare(folder, options.load)
         tell(f"flush and restore of {options.size_mb:g} MB")
-        place = _place(options.place, folder)
         if transfer.is_s3(place):
             rounds = options.transfer_rounds
             transfer.pauses_at_a_directory(folder, options.size_mb, rounds, findings)
@@ -59,6 +62,13 @@ def run(options: Options, tell: Callable[[str], object] = lambda part: None) -> 
     findings.measures += found.measures
     findings.left_out += found.left_out
     return Report(_machine(place), statements, findings)
+
+
+def _reach(place: BucketConfig) -> None:
+    """Ask the store for something now, not after minutes of other measurements."""
+    bucket = open_bucket(place)
+    with translated("reach the bucket to measure", bucket):
+        bucket.head(place.key)
 
 
 def _place(place: BucketConfig | None, folder: Path) -> BucketConfig:

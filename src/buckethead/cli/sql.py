@@ -74,8 +74,13 @@ def _run(connection: apsw.Connection, statements: str) -> list[_Result]:
 
     cursor = connection.cursor()
     cursor.exec_trace = begin
-    for row in cursor.execute(statements):
-        results[-1].rows.append(row)
+    try:
+        for row in cursor.execute(statements):
+            results[-1].rows.append(row)
+    except UnicodeDecodeError as error:
+        raise VolumeError(
+            "Could not show a value: it is text that is not UTF-8. Select CAST(... AS BLOB)."
+        ) from error
     return results
 
 

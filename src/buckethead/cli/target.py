@@ -5,6 +5,7 @@ Reading never creates anything; writing says on stderr when it makes a new direc
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -54,7 +55,8 @@ class Target:
         """What is configured; the settings alone need not name a bucket where --bucket does."""
         if self.bucket is None:
             return configured_bucket()
-        return BucketSettings(bucket={"name": self.bucket}).to_bucket_config()
+        named: dict[str, Any] = {"bucket": {"name": self.bucket}}
+        return BucketSettings(**named).to_bucket_config()
 
     def bucket_to_read(self) -> tuple[BucketConfig, Bucket]:
         """The configuration and its bucket, which is not created. Raises BucketDeniedError."""

@@ -32,16 +32,16 @@ def page_count(page1: bytes) -> int:
 
 
 def following(page1: bytes, shown: bytes) -> bytes:
-    """Page 1 with counters as they must be after ``shown`` (invariant 13).
+    """Page 1 as it must be after ``shown`` (invariant 13), and not in WAL mode.
 
-    SQLite raises both itself, except that it raises the change counter only once under
-    locking_mode=EXCLUSIVE, and that PRAGMA schema_version sets any cookie.
+    SQLite raises both counters itself, except that it raises the change counter only once under
+    locking_mode=EXCLUSIVE, and that PRAGMA schema_version sets any cookie. A backup of a WAL-mode
+    file brings its mode along.
     """
     counter, cookie = counters(shown, 24)
     own_cookie = counters(page1, 24)[1]
-    return with_counters(
-        page1, after(counter), own_cookie if own_cookie >= cookie else after(cookie)
-    )
+    new_cookie = own_cookie if own_cookie >= cookie else after(cookie)
+    return with_counters(without_wal(page1), after(counter), new_cookie)
 
 
 def with_counters(page1: bytes, counter: int, cookie: int) -> bytes:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 
 import apsw
 
-from ..errors import CommitError, CommitInterrupted, VolumeError
+from ..errors import CommitError, CommitInterrupted, ConfigError, VolumeError
 from . import header
 from .database import Database
 from .header import counters
@@ -94,12 +94,13 @@ class DatabaseFile(Pin):
     SQLite calls the methods of one file from one thread at a time, so its fields need no lock.
     """
 
-    __slots__ = ("_base", "_database", "_image", "_journal_off", "_lock", "connection", "length",
-                 "overlay")  # fmt: skip
+    __slots__ = ("_base", "_database", "_image", "_journal_off", "_lock", "_suspect", "connection",
+                 "length", "overlay")  # fmt: skip
 
     overlay: dict[int, bytes] | None  # page number -> page, of the running write transaction
     length: int  # pages in the file as this file sees it
     _base: int  # leading pages that the transaction has not cut off
+    _suspect: bool  # SQLite may hold pages in its cache that never came into the image
 
     def __init__(self, database: Database) -> None:
         super().__init__()
@@ -107,6 +108,7 @@ class DatabaseFile(Pin):
         self._image = database.image
         self._lock = NONE
         self._journal_off = False
+        self._suspect = False
         self.overlay = None
         self.length = self._base = 0
         self.connection: weakref.ref[apsw.Connection] | None = None
@@ -117,19 +119,25 @@ class DatabaseFile(Pin):
 
     # -- locks ------------------------------------------------------------------------------
 
-    def xLock(self, level: int) -> None:
+    def xLock(self, level: int) -> None:  # noqa: PLR0912 - a call more costs 2% of a commit
         lock = self._lock
-        if level == SHARED and lock == NONE:
+        if level == SHARED:
+            if lock != NONE:  # SQLite believes that it has unlocked: Ctrl-C came at that very call
+                self.xUnlock(NONE)
             # PageImage.pin spelled out, as every statement comes by here
             self.parked = False
             image = self._image
             if image.pending is not None or self.version != image.version:
                 image.pin(self)
             self.length = self.page_count
+            if self._suspect:
+                self.overlay = {}  # sends the next reads to _read_aside
             self._lock = SHARED
         elif level == RESERVED and lock == SHARED:
             if self._database.refusal is not None:
                 raise self._database.refusal()
+            if self._suspect:
+                raise self._stale()
             try:
                 if not self._image.reserve(self):
                     raise apsw.BusyError(f"another connection writes to {self._database.name!r}")
@@ -161,6 +169,8 @@ class DatabaseFile(Pin):
 
     def xUnlock(self, level: int) -> None:
         lock = self._lock
+        if self.overlay:
+            self._suspect = True  # thrown away: see _distrust_cache
         if level == NONE:
             if lock != NONE:
                 # PageImage.park spelled out, likewise
@@ -209,8 +219,11 @@ class DatabaseFile(Pin):
             with self._image.pinned() as pin:
                 page1 = pin.page(1) if pin.page_count else b""
             return page1[offset : offset + amount]
-        if self.overlay and offset == 24 and amount == 16:
-            self._forget_abandoned()
+        if offset == 24 and amount == 16:  # only how SQLite asks whether its cache is still good
+            if self._suspect and self._lock == SHARED:
+                return self._distrust_cache()
+            if self.overlay:
+                self._forget_abandoned()
         index, start = divmod(offset, self.page_size)
         return self._current(index + 1)[start : start + amount]
 
@@ -223,6 +236,18 @@ class DatabaseFile(Pin):
             if self._base < number <= self.length:
                 return bytes(self.page_size)
         return self.page(number) if number <= min(self.page_count, self.length) else b""
+
+    def _distrust_cache(self) -> bytes:
+        """Answer with counters that no version has, so that SQLite empties its page cache.
+
+        After an overlay was thrown away: at worst because Ctrl-C came at the very entry of
+        COMMIT_PHASETWO, where Python raises it before any ``try`` and SQLite keeps the lost
+        pages as good ones; its next commit would write them over someone's update.
+        """
+        self._suspect = False
+        self.overlay = None
+        shown = self.page(1)[24:40] if self.page_count else b""
+        return bytes(byte ^ 0xFF for byte in shown)
 
     def _forget_abandoned(self) -> None:
         """SQLite looks at the header's counters while EXCLUSIVE only when it has emptied its
@@ -308,24 +333,22 @@ class DatabaseFile(Pin):
                 blank = bytes(self.page_size)
                 for number in range(self._base + 1, self.length + 1):
                     overlay.setdefault(number, blank)
-            if self.page_count:
-                shown = self._image.pages[0]
-                page1 = overlay.get(1, shown)
-                counter, cookie = counters(page1, 24)
-                shown_counter, shown_cookie = counters(shown, 24)
-                if counter != shown_counter + 1 or cookie < shown_cookie:
-                    overlay[1] = header.following(page1, shown)
+            shown = self._image.pages[0] if self.page_count else overlay[1]
+            page1 = overlay.get(1, shown)
+            counter, cookie = counters(page1, 24)
+            shown_counter, shown_cookie = counters(shown, 24)
+            was_wal = page1[18] != 1
+            if counter != shown_counter + 1 or cookie < shown_cookie or was_wal:
+                overlay[1] = header.following(page1, shown)
             self._image.apply(overlay, self.length, self.page_size, self)
         except BaseException as error:
+            self._suspect = True
             self._database.committed()  # it may have come in whole
-            kind = CommitInterrupted if isinstance(error, KeyboardInterrupt) else CommitError
-            raise kind(
-                f"COMMIT to {self._database.name!r} was cut short by {error!r}: the transaction is "
-                "in the database whole or not at all. Read it to learn which"
-            ) from error
+            raise _cut_short(self._database.name, error) from error
         # Under locking_mode=EXCLUSIVE the next transaction begins without another lock call
         self.overlay = {}
         self._base = self.length
+        self._suspect = was_wal  # SQLite's own copy of page 1 still says WAL
         self._database.committed()
 
     def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
@@ -372,6 +395,25 @@ class DatabaseFile(Pin):
         return True
 
 
+def _cut_short(name: str, error: BaseException) -> CommitError:
+    """What leaves COMMIT_PHASETWO: always an IOERR, and still what it was to those who catch
+    KeyboardInterrupt or SystemExit."""
+    kind = CommitError if isinstance(error, Exception) else _interruption(type(error))
+    cut = kind(
+        f"COMMIT to {name!r} was cut short by {error!r}: the transaction is in the database whole "
+        "or not at all. Read it to learn which"
+    )
+    if isinstance(cut, SystemExit) and isinstance(error, SystemExit):
+        cut.code = error.code
+    return cut
+
+
+def _interruption(kind: type[BaseException]) -> type[CommitError]:
+    if issubclass(kind, KeyboardInterrupt):
+        return CommitInterrupted
+    return type(f"Commit{kind.__name__}", (CommitError, kind), {})
+
+
 Find = Callable[[str, dict[str, str], int], Database]
 """Name, URI parameters and SQLite's open flags of a main database -> the database they mean."""
 
@@ -397,6 +439,8 @@ class BucketVFS(apsw.VFS):
         database = _private.get(name.filename())
         if database is None:
             parameters = {key: name.uri_parameter(key) or "" for key in name.parameters}
+            if "vfs" not in parameters:
+                raise _ambiguous(name.filename())
             database = self._find(name.filename(), parameters, flags[0])
         # As memdb does: the journal is kept in memory, WAL is impossible, no super-journal
         flags[1] = flags[0] | apsw.SQLITE_OPEN_MEMORY
@@ -416,6 +460,14 @@ class BucketVFS(apsw.VFS):
         # The inherited one keeps the GIL, so the lock that is waited for could not be released
         time.sleep(microseconds / 1e6)
         return microseconds
+
+
+def _ambiguous(name: str) -> ConfigError:
+    return ConfigError(
+        f"Could not open {name!r}: a plain name is looked for where the main database is, and "
+        f"that is a volume. Write 'file:{name}?vfs={NAME}' for a volume, or "
+        f"'file:{name}?vfs={apsw.vfs_names()[0]}' for a file on disk."
+    )
 
 
 def file_of(connection: apsw.Connection, schema: str = "main") -> DatabaseFile | None:
