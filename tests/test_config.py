@@ -9,14 +9,15 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from buckethead.config import (
+    DEFAULT_DIRECTORY,
     MASK,
     BucketConfig,
     BucketHeadSettings,
     BucketSettings,
     ProfilingConfig,
     SnapshotConfig,
-    configured_bucket,
     masked,
+    resolved_bucket,
 )
 from buckethead.errors import ConfigError
 
@@ -43,6 +44,12 @@ OLDER = {
 
 SetEnv = Callable[[dict[str, str]], None]
 WriteToml = Callable[[str], Path]
+
+
+def configured_bucket() -> BucketConfig | None:
+    """What the environment and the TOML file name; None for the default directory."""
+    config = resolved_bucket({})
+    return None if config.bucket == DEFAULT_DIRECTORY else config
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ raise only ConfigError.
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ from buckethead.errors import ConfigError
 
 DEFAULT_KEY: Final = "bucketsqlite/snap.db"
 MASK: Final = "********"
+DEFAULT_DIRECTORY: Final = "buckethead-data"
 
 _MIB: Final = 1024 * 1024
 _MAX_KEY_BYTES: Final = 900  # S3 takes 1,024; the rest is room for suffixes such as ".prev"
@@ -344,13 +346,32 @@ class BucketSettings(BucketHeadSettings):
         return older | newer
 
 
-def configured_bucket() -> BucketConfig | None:
-    """The bucket that the environment and the TOML file name, by newer or older names.
+def resolved_bucket(given: Mapping[str, object], default_key: str = DEFAULT_KEY) -> BucketConfig:
+    """The bucket that is meant: ``given`` fields over the environment over the TOML file, and where
+    none of them names one, the directory ``./buckethead-data``.
 
-    None when nothing at all is set. Raises ConfigError when something is, but no bucket name.
+    Raises ConfigError, also for a configuration that says how to reach a bucket but not which.
     """
     settings = BucketSettings.from_env()
-    return settings.to_bucket_config() if settings._values() else None
+    values = settings._values()
+    given = dict(given)
+    if not values and "bucket" not in given:
+        values = {"bucket": DEFAULT_DIRECTORY}
+        if "endpoint_url" not in given:
+            values["endpoint_url"] = Path(DEFAULT_DIRECTORY).absolute().as_uri()
+    if "bucket" not in values | given:
+        return settings.to_bucket_config()  # says what is missing
+    try:
+        return BucketConfig.model_validate({"key": default_key} | values | given)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise ConfigError(
+            "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'the bucket'}: "
+                f"{_remedy(fault['type'], fault['msg'])}"
+                for fault in faults
+            )
+        ) from None
 
 
 class _TomlSource(PydanticBaseSettingsSource):

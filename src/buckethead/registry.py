@@ -4,27 +4,20 @@ One key has one volume, ever: a second mount of it shares the volume or is refus
 in one process cannot overwrite each other. Opening by name mounts, and mounting restores.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
 
 import apsw
-from pydantic import ValidationError
 
-from .config import BucketConfig, SnapshotConfig, configured_bucket
+from .config import BucketConfig, SnapshotConfig, resolved_bucket
 from .errors import ConfigError, ObjectNotFoundError, VolumeBusyError
 from .image.pages import PageImage
 from .storage.directory import open_bucket
 from .storage.snapshot import read_image
 from .volume import Volume
-
-log = logging.getLogger("buckethead")
-
-DEFAULT_DIRECTORY = "buckethead-data"
 
 _CONFIGURING = ("bucket", "key", "endpoint_url", "region")
 _KNOWN = (*_CONFIGURING, "branch", "mode", "vfs")
@@ -184,31 +177,10 @@ def config_of(name: str, parameters: Mapping[str, str] = MappingProxyType({})) -
     """Where a volume opened by name lives: URI parameters over the environment's settings over the
     default directory. Raises ConfigError."""
     given = {field: parameters[field] for field in _CONFIGURING if field in parameters}
-    settings = configured_bucket()
-    base: dict[str, object] = {"key": f"{name}.db"}
-    if settings is not None:
-        base |= settings.model_dump(exclude_unset=True)
-    elif "bucket" not in given:
-        base["bucket"] = DEFAULT_DIRECTORY
-        if "endpoint_url" not in given:
-            base["endpoint_url"] = _default_directory()
     try:
-        return BucketConfig.model_validate(base | given)
-    except ValidationError as error:
-        fault = error.errors(include_input=False, include_url=False)[0]
-        raise ConfigError(
-            f"Could not open {name!r}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}. "
-            "Correct the URI."
-        ) from None
-
-
-def _default_directory() -> str:
-    path = Path(DEFAULT_DIRECTORY).absolute()
-    if not path.exists():
-        log.warning(
-            "no bucket is configured: databases are kept in the new directory bucket %s", path
-        )
-    return path.as_uri()
+        return resolved_bucket(given, f"{name}.db")
+    except ConfigError as error:
+        raise ConfigError(f"Could not open {name!r}: {error}") from None
 
 
 def _check_same_place(volume: Volume, parameters: dict[str, str]) -> None:

@@ -6,12 +6,12 @@ import apsw
 import click
 
 from ..errors import ConfigError, SnapshotError
-from ..image.header import without_wal
 from ..image.pages import PageImage
 from ..image.vfs import connected
+from ..storage.directory import open_bucket
 from ..storage.layout import previous
 from .output import note
-from .target import Target, bucket_to_write, head, publish
+from .target import Target, head, publish
 
 BACKUP_PAGES = 10_000
 
@@ -27,7 +27,7 @@ def import_file(target: Target, file: Path, force: bool) -> None:
     """
     config = target.config()
     image = _image_of(file)
-    bucket = bucket_to_write(config)
+    bucket = open_bucket(config)
     replaces = head(bucket, config.key) is not None
     if replaces and not force:
         raise ConfigError(
@@ -45,8 +45,6 @@ def _image_of(file: Path) -> PageImage:
     try:
         with connected(image) as connection:
             _copy(file, connection)
-        # the copy of a file in WAL mode says so too, and no connection could open it
-        image.pages[0] = without_wal(image.pages[0])
         with connected(image) as connection:
             found = _faults(connection)
     except (apsw.NotADBError, apsw.CorruptError) as error:

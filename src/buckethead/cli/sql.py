@@ -15,9 +15,10 @@ import click
 from ..core import BucketSQLite
 from ..errors import VolumeError
 from ..image.vfs import connected
+from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult
 from .output import SQLValue, as_json_value, json_option, note, print_json, print_table
-from .target import Target, bucket_to_write, image_or_new, publish
+from .target import Target, image_or_new, publish
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ def shell(target: Target) -> None:
     first that fails.
     """
     config = target.config()
-    bucket = bucket_to_write(config)
+    bucket = open_bucket(config)
     with BucketSQLite(config) as mounted:
         connection = mounted.connect()
         try:

@@ -4,17 +4,14 @@ Reading never creates anything; writing says on stderr when it makes a new direc
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 import click
 from pydantic import ValidationError
 from rich.filesize import decimal
 
-from ..config import BucketConfig, BucketSettings, SnapshotConfig, configured_bucket
+from ..config import BucketConfig, SnapshotConfig, resolved_bucket
 from ..errors import BucketDeniedError, BucketError, ObjectNotFoundError
 from ..image.pages import PageImage
-from ..registry import DEFAULT_DIRECTORY
 from ..storage.bucket import Bucket, ObjectInfo
 from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult, IntegrityCheck, read_image
@@ -35,28 +32,14 @@ class Target:
     def config(self) -> BucketConfig:
         """The bucket and key that are meant. Raises ConfigError, click.UsageError."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        settings = self._settings()
-        if settings is not None:
-            base: dict[str, object] = settings.model_dump(exclude_unset=True)
-        else:
-            base = {"bucket": DEFAULT_DIRECTORY}
-            if not given.keys() & {"bucket", "endpoint_url"}:
-                base["endpoint_url"] = Path(DEFAULT_DIRECTORY).absolute().as_uri()
         try:
-            return BucketConfig.model_validate(base | given)
+            BucketConfig.model_validate({"bucket": "any"} | given)
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             option = "--" + str(fault["loc"][0]).replace("_", "-")
-            raise click.UsageError(
-                f"{option}: {fault['msg'].removeprefix('Value error, ')}"
-            ) from None
-
-    def _settings(self) -> BucketConfig | None:
-        """What is configured; the settings alone need not name a bucket where --bucket does."""
-        if self.bucket is None:
-            return configured_bucket()
-        named: dict[str, Any] = {"bucket": {"name": self.bucket}}
-        return BucketSettings(**named).to_bucket_config()
+            message = fault["msg"].removeprefix("Value error, ")
+            raise click.UsageError(f"{option}: {message}") from None
+        return resolved_bucket(given)
 
     def bucket_to_read(self) -> tuple[BucketConfig, Bucket]:
         """The configuration and its bucket, which is not created. Raises BucketDeniedError."""
@@ -91,22 +74,10 @@ def image_or_new(config: BucketConfig) -> PageImage:
     """The image at the configured key, or an empty one where there is none yet."""
     try:
         bucket = open_bucket(config, create=False)
-    except (
-        BucketDeniedError
-    ):  # a directory that is not there: made when there is something to write
+    except BucketDeniedError:  # no such directory: made when there is something to write
         return PageImage()
     with transfer(f"reading {config.key}") as progress:
         return read_image(bucket, config.key, progress=progress) or PageImage()
-
-
-def bucket_to_write(config: BucketConfig) -> Bucket:
-    """The bucket of a configuration; a directory that is not there is made, and named."""
-    try:
-        return open_bucket(config, create=False)
-    except BucketDeniedError:
-        bucket = open_bucket(config)
-        note(f"made the directory bucket {bucket.url}")
-        return bucket
 
 
 def publish(config: BucketConfig, image: PageImage) -> FlushResult:
@@ -114,7 +85,7 @@ def publish(config: BucketConfig, image: PageImage) -> FlushResult:
 
     Raises BucketError: then the bucket has what it had.
     """
-    bucket = bucket_to_write(config)
+    bucket = open_bucket(config)
     volume = Volume(config.key, config, SnapshotConfig(), bucket, image, lambda volume: None)
     try:
         with transfer(f"writing {config.key}", image.size) as progress:

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import time
@@ -42,6 +43,8 @@ from buckethead.storage.bucket import (
     replaced,
 )
 from buckethead.storage.translate import translated
+
+log = logging.getLogger("buckethead")
 
 PRIVATE = ".buckethead"
 STALE_SECONDS = 86_400.0
@@ -102,8 +105,9 @@ class DirectoryBucket(Bucket):
         self._private = self._root / PRIVATE
         self._swept = False
         with translated("open the directory bucket", self):
-            if create:
+            if create and not self._root.exists():
                 _make_folders(self._root)
+                log.warning("made the new directory bucket %s", self._root)
             if not self._root.is_dir():
                 raise BucketDeniedError(
                     f"Could not open the directory bucket {self.url}: there is no such folder. "
