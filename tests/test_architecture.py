@@ -26,6 +26,8 @@ LAYERS = (
     "storage.layout",
     "storage.parallel",
     "storage.translate",
+    "storage.counters",
+    "storage.contract",
     "storage.bucket",
     "storage.directory",
     "storage.snapshot",

@@ -27,7 +27,7 @@ from buckethead.errors import (
 from buckethead.image.pages import PageImage
 from buckethead.image.vfs import connected
 from buckethead.registry import uri_of
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket, open_bucket
 from buckethead.storage.snapshot import flush, read_image, restore
 from servers import Server, fresh_bucket

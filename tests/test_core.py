@@ -26,7 +26,7 @@ from buckethead.errors import (
 )
 from buckethead.image import database
 from buckethead.image.pages import PageImage
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import open_bucket
 from buckethead.storage.snapshot import FlushResult, IntegrityCheck, read_image
 from buckethead.volume import Volume

@@ -481,6 +481,25 @@ bh.connection.execute("INSERT INTO t VALUES(4)")
     assert child.rescued() == []
 
 
+def test_a_forked_child_that_leaves_the_block_lets_go(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+bh.connection.execute("INSERT INTO t VALUES(2)")
+pid = os.fork()
+if pid == 0:
+    bh.stop()
+    sys.exit(5)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+assert not os.path.exists("bucket/x.db")
+"""
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.saved() == [1, 2]
+
+
 def test_a_transaction_open_at_a_fork_goes_on_in_the_parent_only(start: Start) -> None:
     child = start(
         STARTED

@@ -18,7 +18,7 @@ from buckethead.errors import (
 )
 from buckethead.image.pages import PageImage
 from buckethead.registry import uri_of
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import open_bucket
 from buckethead.storage.snapshot import IntegrityCheck, read_image
 from buckethead.volume import Volume

@@ -342,7 +342,6 @@ def test_a_transaction_that_outlives_its_volume_cannot_commit(
     assert query(volume.bucket, volume.key, COUNT) == [(0,)]
 
 
-@pytest.mark.xfail(strict=True, reason="Database.close_to_writers refuses it at once")
 def test_a_transaction_running_at_the_end_may_commit_within_the_grace_time(
     volume: Volume, conn: apsw.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
 from buckethead.observability.reporter import FlushOutcome
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.snapshot import read_image
 from buckethead.volume import Volume

@@ -29,7 +29,9 @@ from .errors import (
     VolumeReadOnlyError,
 )
 from .observability.reporter import RichStatusReporter, StatusReporter
-from .storage.bucket import Bucket, BucketClient, IOCounters
+from .storage.bucket import BucketClient
+from .storage.contract import Bucket
+from .storage.counters import IOCounters
 from .storage.directory import DirectoryBucket, open_bucket
 from .storage.snapshot import FlushResult
 from .volume import Volume, VolumeStatus

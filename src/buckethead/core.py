@@ -17,7 +17,7 @@ from .image.connections import install
 from .observability.profiling import Profiler
 from .observability.reporter import StatusReporter
 from .registry import Registry, config_of, uri_of
-from .storage.bucket import IOCounters
+from .storage.counters import IOCounters
 from .storage.snapshot import FlushResult
 from .volume import FlushObserver, Volume, VolumeStatus
 
@@ -141,7 +141,8 @@ class BucketSQLite:
         if self._state == "stopped":
             return
         volume = self._started()
-        volume.flush()  # may fail, and then the transaction of `connection` can go on
+        if not volume.inherited:
+            volume.flush()  # may fail, and then the transaction of `connection` can go on
         self.connection.rollback()  # else unmounting would wait for it
         registry.unmount(volume)
         self.connection.close()

@@ -117,8 +117,9 @@ class Registry:
         Connections that stay open can read on; writing raises VolumeError. Raises BucketError
         when the last flush fails: then the volume stays mounted and writable.
         """
-        volume.flush()
-        volume.retire()
+        if not volume.inherited:  # over a fork: the parent has the data
+            volume.flush()
+            volume.retire()
         with self._lock:
             if self._volumes.get(volume.name) is volume:
                 del self._volumes[volume.name]
@@ -180,7 +181,9 @@ def config_of(name: str, parameters: Mapping[str, str] = MappingProxyType({})) -
     try:
         return resolved_bucket(given, f"{name}.db")
     except ConfigError as error:
-        raise ConfigError(f"Could not open {name!r}: {error}") from None
+        raise ConfigError(
+            f"Could not open {name!r}: {error}. Correct the URI or the settings."
+        ) from None
 
 
 def _check_same_place(volume: Volume, parameters: dict[str, str]) -> None:

@@ -17,7 +17,8 @@ from .config import BucketConfig, SnapshotConfig
 from .errors import VolumeError, VolumeReadOnlyError
 from .image.database import Database, Saved
 from .image.pages import PageImage, Version
-from .storage.bucket import Bucket, IOSnapshot
+from .storage.contract import Bucket
+from .storage.counters import IOSnapshot
 from .storage.snapshot import FlushResult, Progress, write_image
 
 WRITERS_GRACE_SECONDS = 5.0

@@ -16,12 +16,14 @@ def rows(statement: str = "SELECT x FROM t") -> list[list[object]]:
     return found
 
 
-def test_a_write_makes_the_bucket_and_says_so(empty_folder: Path) -> None:
+def test_a_write_makes_the_bucket_and_says_so(
+    empty_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     result = cli("sql", "CREATE TABLE t(x); INSERT INTO t VALUES (1), (2)")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert (empty_folder / DEFAULT).as_uri() in result.stderr.splitlines()[0]
-    assert "flushed 2 changed pages" in result.stderr.splitlines()[1]
+    assert f"new directory bucket {empty_folder / DEFAULT}" in caplog.text
+    assert "flushed 2 changed pages" in result.stderr.splitlines()[0]
     assert rows() == [[1], [2]]
 
 

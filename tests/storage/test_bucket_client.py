@@ -24,7 +24,8 @@ from buckethead.errors import (
     PreconditionFailedError,
 )
 from buckethead.storage import bucket as bucket_module
-from buckethead.storage.bucket import BucketClient, IOCounters
+from buckethead.storage.bucket import BucketClient
+from buckethead.storage.counters import IOCounters
 from buckethead.storage.parallel import ordered_map
 from buckethead.storage.translate import translated
 from servers import PART_SIZE, Server

@@ -11,7 +11,7 @@ import pytest
 from buckethead.config import BucketConfig
 from buckethead.errors import BucketError, ObjectNotFoundError, PreconditionFailedError
 from buckethead.storage import bucket as bucket_module
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket, open_bucket
 from servers import PART_SIZE
 

@@ -24,7 +24,7 @@ from buckethead.errors import (
 from buckethead.image.pages import PageImage
 from buckethead.image.vfs import connected
 from buckethead.storage import layout
-from buckethead.storage.bucket import Bucket
+from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.snapshot import (
     ATTEMPTS_WHEN_REPLACED,

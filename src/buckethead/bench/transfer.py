@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
 from ..registry import uri_of
-from ..storage.bucket import Bucket
+from ..storage.contract import Bucket
 from ..storage.snapshot import dump, read_image, write_image
 from ..storage.translate import translated
 from ..volume import Volume

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from ..errors import ConfigError, SnapshotCorruptError
 from ..image.vfs import connected
-from ..storage.bucket import Bucket, ObjectInfo
+from ..storage.contract import Bucket, ObjectInfo
 from ..storage.layout import previous
 from ..storage.snapshot import PAGE_CHECKSUM, PAGE_COUNT, PAGE_SIZE, dump, read_image
 from .output import json_option, note, print_facts, print_json, print_table, transfer

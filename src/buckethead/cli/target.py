@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from ..config import BucketConfig, SnapshotConfig, resolved_bucket
 from ..errors import BucketDeniedError, BucketError, ObjectNotFoundError
 from ..image.pages import PageImage
-from ..storage.bucket import Bucket, ObjectInfo
+from ..storage.contract import Bucket, ObjectInfo
 from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult, IntegrityCheck, read_image
 from ..storage.translate import translated

@@ -40,15 +40,17 @@ class Database:
         """Called after a file of the database was closed: must not raise."""
 
     def close_to_writers(self, refusal: Callable[[], Exception], seconds: float) -> None:
-        """Let nobody write from now on; a transaction that is writing has ``seconds`` to end."""
-        self.refusal = refusal
+        """Let nobody write any more; a transaction that is writing has ``seconds`` to end."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while True:
             try:
                 self._take_seat(self._doorkeeper)
-                return
+                break
             except VolumeBusyError:
+                if time.monotonic() >= deadline:
+                    break  # it will be refused at its COMMIT
                 time.sleep(0.01)
+        self.refusal = refusal
 
     def open_to_writers(self) -> None:
         """Undo `close_to_writers`."""

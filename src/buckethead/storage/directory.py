@@ -30,18 +30,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from fastcrc import crc64
 
-from buckethead.config import BucketConfig
+from buckethead.config import DEFAULT_DIRECTORY, BucketConfig
 from buckethead.errors import BucketDeniedError, BucketError, ConfigError
-from buckethead.storage.bucket import (
-    Bucket,
-    BucketClient,
-    IOCounters,
-    ObjectInfo,
-    check_expiry,
-    missing,
-    refused,
-    replaced,
-)
+from buckethead.storage.bucket import BucketClient
+from buckethead.storage.contract import Bucket, ObjectInfo, check_expiry, missing, refused, replaced
+from buckethead.storage.counters import IOCounters
 from buckethead.storage.translate import translated
 
 log = logging.getLogger("buckethead")
@@ -71,8 +64,13 @@ def open_bucket(
             f"Could not open the directory bucket {endpoint!r}: the path is not absolute. Write "
             "file:///absolute/directory, with three slashes."
         )
+    path = unquote(parts.path)
+    if create and config.bucket == DEFAULT_DIRECTORY and not os.path.exists(path):
+        log.warning(
+            "no bucket is configured: databases are kept in the new directory bucket %s", path
+        )
     return DirectoryBucket(
-        unquote(parts.path),
+        path,
         part_size=config.part_size,
         concurrency=config.concurrency,
         io_counters=io_counters,
@@ -105,9 +103,8 @@ class DirectoryBucket(Bucket):
         self._private = self._root / PRIVATE
         self._swept = False
         with translated("open the directory bucket", self):
-            if create and not self._root.exists():
+            if create:
                 _make_folders(self._root)
-                log.warning("made the new directory bucket %s", self._root)
             if not self._root.is_dir():
                 raise BucketDeniedError(
                     f"Could not open the directory bucket {self.url}: there is no such folder. "

@@ -23,7 +23,7 @@ from ..image.database import Database, Saved
 from ..image.pages import PageImage, Pin
 from ..image.vfs import connected, file_of
 from . import layout
-from .bucket import Bucket, ObjectInfo, replacing
+from .contract import Bucket, ObjectInfo, replacing
 from .translate import translated
 
 log = logging.getLogger("buckethead")
