@@ -107,10 +107,9 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             timeout = _bearable(self._due[0][0] - time.monotonic()) if self._due else None
-            try:
+            with contextlib.suppress(queue.Empty):  # then something is due
                 self._serve(self._queue.get(timeout=timeout))
-            except queue.Empty:
-                self._flush_due()
+            self._flush_due()
 
     def _serve(self, request: _Ask | _FlushAll | _ShutDown) -> None:
         if isinstance(request, _Ask):

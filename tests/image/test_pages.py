@@ -635,3 +635,16 @@ def test_each_pin_keeps_only_what_its_own_version_had() -> None:
     commit(image, {2: "BB"}, 2)
     assert first.undo.keys() == {2, 3}
     assert second.undo == {}
+
+
+def test_a_reader_that_holds_half_an_image_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    image = PageImage(SIZE, [page("a")] * 4096)
+    reader = pinned(image)
+    for count in (2000, 2100, 2200, 2300):
+        commit(image, {number: str(count) for number in range(1, count + 1)})
+    assert reader.page(1) == page("a")
+    assert [message.split(" pages")[0] for message in caplog.messages] == [
+        "a reader that began at version 0 holds 1 MB of"
+    ]
