@@ -21,6 +21,7 @@ LAYERS = (
     "image.header",
     "image.scratch",
     "image.database",
+    "image.callback_errors",
     "image.vfs",
     "image.connections",
     "storage.layout",

@@ -7,6 +7,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apsw
@@ -280,6 +281,22 @@ def test_a_bug_in_a_flush_is_logged_with_its_traceback(
     assert [record.exc_info is not None for record in caplog.records] == [True]
     plan_all(idle)
     assert due(idle) == {"app": 2.0}
+
+
+def test_a_worker_does_not_wait_for_a_flush_that_is_running(
+    tmp_path: Path, idle: Scheduler
+) -> None:
+    volume, listener = mount(tmp_path, "app", SOON)
+    commit("app")
+    with ThreadPoolExecutor(1) as other:
+        other.submit(volume.flushing.acquire).result()
+        idle._flush(volume)
+        plan_all(idle)
+        assert due(idle) == {"app": pytest.approx(SOON.interval_seconds)}
+        assert not listener.finished.is_set()
+        other.submit(volume.flushing.release).result()
+    idle._flush(volume)
+    assert listener.finished.is_set()
 
 
 # ---- shutting down

@@ -142,14 +142,19 @@ class Scheduler:
                 del self._due_at[volume]
                 self._submit(volume)
 
-    def _submit(self, volume: Volume) -> Future[None] | None:
+    def _submit(self, volume: Volume, *, wait: bool = False) -> Future[None] | None:
         assert self._workers is not None
         try:
-            return self._workers.submit(self._flush, volume)
+            return self._workers.submit(self._flush, volume, wait=wait)
         except RuntimeError:  # the interpreter is exiting: the exit hook flushes
             return None
 
-    def _flush(self, volume: Volume) -> None:
+    def _flush(self, volume: Volume, *, wait: bool = False) -> None:
+        """In a worker, which does not ``wait`` for a flush of the volume that is running: one
+        bucket that hangs must not hold more than one worker."""
+        if not volume.flushing.acquire(blocking=wait):
+            self.schedule(volume, volume.snapshot.interval_seconds)
+            return
         try:
             volume.flush()
         except VolumeReadOnlyError as error:
@@ -162,6 +167,8 @@ class Scheduler:
             self.schedule(volume, delay)
         else:
             self._failures.pop(volume, None)
+        finally:
+            volume.flushing.release()
 
     def _backoff(self, volume: Volume) -> float:
         """Seconds from the last failure to the next try; 0 when the last flush succeeded."""
@@ -172,7 +179,7 @@ class Scheduler:
         """At SIGTERM: everything at once, in the longest time that any volume allows itself."""
         volumes = [volume for volume in self._registry.volumes() if volume.changed]
         timeout = max((volume.snapshot.shutdown_timeout_seconds for volume in volumes), default=0)
-        futures = [future for volume in volumes if (future := self._submit(volume))]
+        futures = [future for volume in volumes if (future := self._submit(volume, wait=True))]
         wait(futures, _bearable(timeout))
         for volume in volumes:
             if volume.changed:

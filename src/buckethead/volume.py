@@ -117,6 +117,7 @@ class Volume(Database):
         self.refusal = partial(_inherited, self.name)
         self.flushing = threading.RLock()
         self.image.after_fork_in_child()
+        self.bucket.counters.after_fork_in_child()
 
     def swap(self, page_size: int, pages: list[bytes]) -> None:
         """Put another image in place, which the bucket does not have at this volume's key."""

@@ -22,16 +22,8 @@ import buckethead
 from buckethead import volume
 from buckethead.errors import CommitError
 from buckethead.image import vfs
-from buckethead.image.vfs import (
-    EXCLUSIVE,
-    NONE,
-    RESERVED,
-    SHARED,
-    BusySnapshotError,
-    DatabaseFile,
-    IllegalLockError,
-    Lock,
-)
+from buckethead.image.callback_errors import BusySnapshotError, IllegalLockError
+from buckethead.image.vfs import EXCLUSIVE, NONE, RESERVED, SHARED, DatabaseFile, Lock
 
 if TYPE_CHECKING:
     from image.conftest import Child, Volumes

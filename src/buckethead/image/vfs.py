@@ -25,8 +25,15 @@ from contextlib import contextmanager
 
 import apsw
 
-from ..errors import CommitError, CommitInterrupted, ConfigError, VolumeError
+from ..errors import VolumeError
 from . import header
+from .callback_errors import (
+    BusySnapshotError,
+    IllegalLockError,
+    PlainBusySnapshotError,
+    ambiguous,
+    cut_short,
+)
 from .database import Database
 from .header import counters
 from .pages import PageImage, Pin, StalePinError, valid_page_size
@@ -59,33 +66,6 @@ _PRAGMA = apsw.SQLITE_FCNTL_PRAGMA
 _WHICH_FILE = 0x62680001  # our own file control: "which of our files serves this schema?"
 
 _which_file = threading.local()
-
-
-class IllegalLockError(AssertionError):
-    """SQLite asked for a lock transition that its own protocol does not have."""
-
-
-class BusySnapshotError(apsw.BusyError, apsw.AbortError):
-    """SQLITE_BUSY_SNAPSHOT with a message.
-
-    APSW drops the text of any exception that it translates to SQLITE_BUSY. It finds the code by
-    class, AbortError before BusyError, and refines it by ``extendedresult``; so that attribute is
-    missing the first time it is looked at, which is APSW's look, and right ever after.
-    """
-
-    result = apsw.SQLITE_BUSY
-    _asked_by_apsw = False
-
-    @property
-    def extendedresult(self) -> int:
-        if not self._asked_by_apsw:
-            self._asked_by_apsw = True
-            raise AttributeError("extendedresult")
-        return apsw.SQLITE_BUSY_SNAPSHOT
-
-
-class _PlainBusySnapshot(apsw.BusyError):
-    extendedresult = apsw.SQLITE_BUSY_SNAPSHOT
 
 
 class DatabaseFile(Pin):
@@ -160,7 +140,7 @@ class DatabaseFile(Pin):
         itself tries again on the new version, and an exception with a text would stop it."""
         connection = self.connection() if self.connection is not None else None
         if connection is None or not connection.in_transaction:
-            return _PlainBusySnapshot()
+            return PlainBusySnapshotError()
         return BusySnapshotError(
             f"cannot write to {self._database.name!r}: this transaction began by reading version "
             f"{self.version}, and another connection has committed since. ROLLBACK and run it "
@@ -344,7 +324,7 @@ class DatabaseFile(Pin):
         except BaseException as error:
             self._suspect = True
             self._database.committed()  # it may have come in whole
-            raise _cut_short(self._database.name, error) from error
+            raise cut_short(self._database.name, error) from error
         # Under locking_mode=EXCLUSIVE the next transaction begins without another lock call
         self.overlay = {}
         self._base = self.length
@@ -395,25 +375,6 @@ class DatabaseFile(Pin):
         return True
 
 
-def _cut_short(name: str, error: BaseException) -> CommitError:
-    """What leaves COMMIT_PHASETWO: always an IOERR, and still what it was to those who catch
-    KeyboardInterrupt or SystemExit."""
-    kind = CommitError if isinstance(error, Exception) else _interruption(type(error))
-    cut = kind(
-        f"COMMIT to {name!r} was cut short by {error!r}: the transaction is in the database whole "
-        "or not at all. Read it to learn which"
-    )
-    if isinstance(cut, SystemExit) and isinstance(error, SystemExit):
-        cut.code = error.code
-    return cut
-
-
-def _interruption(kind: type[BaseException]) -> type[CommitError]:
-    if issubclass(kind, KeyboardInterrupt):
-        return CommitInterrupted
-    return type(f"Commit{kind.__name__}", (CommitError, kind), {})
-
-
 Find = Callable[[str, dict[str, str], int], Database]
 """Name, URI parameters and SQLite's open flags of a main database -> the database they mean."""
 
@@ -440,7 +401,7 @@ class BucketVFS(apsw.VFS):
         if database is None:
             parameters = {key: name.uri_parameter(key) or "" for key in name.parameters}
             if "vfs" not in parameters:
-                raise _ambiguous(name.filename())
+                raise ambiguous(name.filename(), NAME)
             database = self._find(name.filename(), parameters, flags[0])
         # As memdb does: the journal is kept in memory, WAL is impossible, no super-journal
         flags[1] = flags[0] | apsw.SQLITE_OPEN_MEMORY
@@ -460,14 +421,6 @@ class BucketVFS(apsw.VFS):
         # The inherited one keeps the GIL, so the lock that is waited for could not be released
         time.sleep(microseconds / 1e6)
         return microseconds
-
-
-def _ambiguous(name: str) -> ConfigError:
-    return ConfigError(
-        f"Could not open {name!r}: a plain name is looked for where the main database is, and "
-        f"that is a volume. Write 'file:{name}?vfs={NAME}' for a volume, or "
-        f"'file:{name}?vfs={apsw.vfs_names()[0]}' for a file on disk."
-    )
 
 
 def file_of(connection: apsw.Connection, schema: str = "main") -> DatabaseFile | None:

@@ -81,3 +81,7 @@ class IOCounters:
             seconds=sum(count.seconds for count in counts),
             operations=operations,
         )
+
+    def after_fork_in_child(self) -> None:
+        """os.fork() copied the lock as it was; whoever held it does not exist in this process."""
+        self._lock = threading.Lock()
