@@ -391,6 +391,7 @@ class PageImage:
             with self.lock:
                 self._finish()
                 self._place(pin)
+                pin.warned = True  # it is the flusher's, and nobody could end it earlier
                 self._taken |= self.dirty
                 self.dirty = set()
                 count = pin.page_count
