@@ -4,6 +4,7 @@ What the bucket holds afterwards is read as a plain SQLite file by this process.
 """
 
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -380,7 +381,13 @@ def test_exit_saves_to_a_file_what_the_bucket_does_not_take(start: Start) -> Non
     for path in files:
         assert path.stat().st_mode & 0o777 == 0o600
         assert child.saved(path) == list(range(5000))
-        assert f"saved to {path}; put it back with: buckethead import {path}" in child.complained
+        (line,) = [line for line in child.complained.splitlines() if f"saved to {path};" in line]
+        command = shlex.split(line.split("put it back with: ")[1])
+        assert command[0] == "buckethead"
+        way_back = [sys.executable, "-m", *command]
+        subprocess.run(way_back, check=True, cwd=child.folder, capture_output=True, timeout=60)
+        key = command[command.index("--key") + 1]
+        assert child.saved(child.folder / "bucket" / key) == list(range(5000))
     assert "could not be flushed (Could not write the image 'first/x.db'" in child.complained
     assert "Traceback" not in child.complained
     assert "DATA LOST" not in child.complained

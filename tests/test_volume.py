@@ -250,8 +250,13 @@ def test_only_the_first_commit_after_a_flush_asks_for_one(
     volume: Volume, conn: apsw.Connection
 ) -> None:
     asked: list[Volume] = []
+
+    def wake(volume: Volume) -> None:
+        asked.append(volume)
+        volume.asked = True  # as the scheduler does when it has planned the flush
+
     volume.flush()
-    volume._wake = asked.append
+    volume._wake = wake
     add(conn)
     add(conn)
     assert asked == [volume]

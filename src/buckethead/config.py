@@ -355,12 +355,20 @@ def resolved_bucket(given: Mapping[str, object], default_key: str = DEFAULT_KEY)
     settings = BucketSettings.from_env()
     values = settings._values()
     given = dict(given)
-    if not values and "bucket" not in given:
-        values = {"bucket": DEFAULT_DIRECTORY}
-        if "endpoint_url" not in given:
-            values["endpoint_url"] = Path(DEFAULT_DIRECTORY).absolute().as_uri()
+    endpoint = str(given.get("endpoint_url", ""))
+    if not values and not given.keys() - {"key"}:
+        values = {
+            "bucket": DEFAULT_DIRECTORY,
+            "endpoint_url": Path(DEFAULT_DIRECTORY).absolute().as_uri(),
+        }
+    elif endpoint.startswith("file:") and "bucket" not in given:
+        given["bucket"] = "directory"  # a directory is its own bucket, and has no other name
     if "bucket" not in values | given:
-        return settings.to_bucket_config()  # says what is missing
+        raise ConfigError(
+            f"no bucket name is set (found: {', '.join(sorted(values | given))}): give the bucket, "
+            f"or set {_ENV_PREFIX}BUCKET__NAME, or name in [env.bucket] of {_TOML_PATH}, or unset "
+            "what was found"
+        )
     try:
         return BucketConfig.model_validate({"key": default_key} | values | given)
     except ValidationError as error:

@@ -128,9 +128,14 @@ class BucketSQLite:
             self._profiler.finish(IOCounters())
             raise
         volume.observers.extend(self._observers)
+        try:
+            self._connection = Connection(uri_of(volume.name))
+        except BaseException:
+            registry.unmount(volume)
+            self._profiler.finish(IOCounters())
+            raise
         self._volume = volume
         self._state = "started"
-        self._connection = Connection(self.uri)
         return self
 
     def stop(self) -> None:

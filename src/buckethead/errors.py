@@ -67,7 +67,12 @@ class SnapshotError(BucketHeadError, _CantOpen):
 
 
 class SnapshotCorruptError(SnapshotError):
-    """The object is not a sound database image; the open database was left as it was."""
+    """The object is not a sound database image; the open database was left as it was.
+
+    ``fault`` is what is wrong with it, without the advice.
+    """
+
+    fault = ""
 
 
 class VolumeError(BucketHeadError, _CantOpen):

@@ -13,8 +13,10 @@ import itertools
 import logging
 import os
 import queue
+import shlex
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +25,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from .errors import BucketHeadError, VolumeReadOnlyError
+from .errors import BucketHeadError, SnapshotError, VolumeReadOnlyError
+from .image.pages import Pin
 from .registry import Registry
 from .storage.snapshot import dump
 from .volume import Volume
@@ -34,6 +37,10 @@ WORKERS = 4
 """Volumes flushed at a time; each transfer has `BucketConfig.concurrency` threads of its own."""
 
 LONGEST_BACKOFF_SECONDS = 300.0
+
+NO_THREAD_SECONDS = 1.0
+BUSY_SECONDS = 1.0
+"""Until the next try when a worker could not be started, or the volume was being flushed."""
 
 LONGEST_RESCUE_NAME = 150
 """Bytes of a volume's name in that of its rescue file, which may have 255."""
@@ -97,19 +104,23 @@ class Scheduler:
         with self._start_lock:
             if self._thread is None:
                 self._workers = ThreadPoolExecutor(WORKERS, "buckethead-flush")
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="buckethead-scheduler", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
 
     # -- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             timeout = _bearable(self._due[0][0] - time.monotonic()) if self._due else None
-            with contextlib.suppress(queue.Empty):  # then something is due
-                self._serve(self._queue.get(timeout=timeout))
-            self._flush_due()
+            try:
+                with contextlib.suppress(queue.Empty):  # then something is due
+                    self._serve(self._queue.get(timeout=timeout))
+                self._flush_due()
+            except Exception:  # without this thread nothing would ever be flushed again
+                log.exception("the scheduler failed and goes on")
 
     def _serve(self, request: _Ask | _FlushAll | _ShutDown) -> None:
         if isinstance(request, _Ask):
@@ -129,6 +140,7 @@ class Scheduler:
         delay = ask.delay
         if delay is None:  # a new commit is no reason to try a failing bucket earlier
             delay = max(volume.snapshot.interval_seconds, self._backoff(volume))
+        volume.asked = True
         due = time.monotonic() + delay
         if due < self._due_at.get(volume, float("inf")):
             self._due_at[volume] = due
@@ -146,20 +158,21 @@ class Scheduler:
         assert self._workers is not None
         try:
             return self._workers.submit(self._flush, volume, wait=wait)
-        except RuntimeError:  # the interpreter is exiting: the exit hook flushes
+        except RuntimeError:  # no new thread: for now, or because the interpreter is exiting
+            self.schedule(volume, NO_THREAD_SECONDS)
             return None
 
     def _flush(self, volume: Volume, *, wait: bool = False) -> None:
         """In a worker, which does not ``wait`` for a flush of the volume that is running: one
         bucket that hangs must not hold more than one worker."""
         if not volume.flushing.acquire(blocking=wait):
-            self.schedule(volume, volume.snapshot.interval_seconds)
+            self.schedule(volume, min(BUSY_SECONDS, volume.snapshot.interval_seconds))
             return
         try:
             volume.flush()
         except VolumeReadOnlyError as error:
             log.warning("%s is not flushed any more: %s", volume.name, error)
-        except Exception as error:
+        except BaseException as error:  # whatever it was, the pages must go out some day
             self._failures[volume] = self._failures.get(volume, 0) + 1
             delay = self._backoff(volume)
             level = log.warning if isinstance(error, BucketHeadError) else log.exception
@@ -179,11 +192,12 @@ class Scheduler:
         """At SIGTERM: everything at once, in the longest time that any volume allows itself."""
         volumes = [volume for volume in self._registry.volumes() if volume.changed]
         timeout = max((volume.snapshot.shutdown_timeout_seconds for volume in volumes), default=0)
+        deadline = time.monotonic() + _bearable(timeout)
         futures = [future for volume in volumes if (future := self._submit(volume, wait=True))]
         wait(futures, _bearable(timeout))
-        for volume in volumes:
+        for volume in self._registry.volumes():  # again: the program went on meanwhile
             if volume.changed:
-                rescue(volume, volume.last_error or TimeoutError(f"no end after {timeout:g} s"))
+                last_flush(volume, _bearable(deadline - time.monotonic()))
 
 
 def _bearable(seconds: float) -> float:
@@ -200,19 +214,54 @@ def rescue(volume: Volume, error: BaseException) -> None:
     name = "".join(char if char.isalnum() or char in "-_." else "_" for char in volume.name)
     name = name.encode()[-LONGEST_RESCUE_NAME:].decode(errors="ignore")
     unique = f"{os.getpid()}-{next(_rescues)}"  # two names may be spelled alike here
-    path = os.path.abspath(f"buckethead-rescue-{name}-{stamp}-{unique}.db")
+    file = f"buckethead-rescue-{name}-{stamp}-{unique}.db"
     found = f"buckethead: {volume.name!r} could not be flushed ({error})."
     try:
         with volume.image.pinned() as pin:
-            dump(pin, path)
-    except Exception as second:
+            path = _dump_somewhere(pin, file)
+    except BaseException as second:  # the other volumes must be saved too
         report = f"{found} DATA LOST: nor could its database be saved ({second})."
     else:
         report = (
-            f"{found} Its database was saved to {path}; put it back with: buckethead import {path}"
+            f"{found} Its database was saved to {path}; put it back with: {_way_back(volume, path)}"
         )
     with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the other rescues
         print(report, file=sys.stderr)
+
+
+def _way_back(volume: Volume, path: str) -> str:
+    config = volume.config
+    command = ["buckethead", "--bucket", config.bucket, "--key", config.key]
+    if config.endpoint_url is not None:
+        command += ["--endpoint-url", config.endpoint_url]
+    return shlex.join([*command, "import", "--force", path])
+
+
+def _dump_somewhere(pin: Pin, file: str) -> str:
+    """In the current folder, or where that takes no file, among the temporary ones."""
+    try:
+        path = os.path.abspath(file)
+        dump(pin, path)
+    except (OSError, SnapshotError):
+        path = os.path.join(tempfile.gettempdir(), file)
+        dump(pin, path)
+    return path
+
+
+def last_flush(volume: Volume, timeout: float) -> None:
+    """Flush in this thread, the last time before the process ends; what the bucket does not take
+    is saved to a file. ``timeout`` in seconds is for another flush of the volume to end."""
+    error: BaseException = TimeoutError("another flush of it did not end")
+    try:
+        if volume.flushing.acquire(timeout=timeout):
+            try:
+                volume.checkpoint()
+                return
+            finally:
+                volume.flushing.release()
+    except BaseException as failure:  # Ctrl-C too: the data is saved first
+        error = failure
+    rescue(volume, error)
 
 
 class Lifecycle:
@@ -223,6 +272,7 @@ class Lifecycle:
         self._scheduler = scheduler
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
+        self._forked = False
         self._terminating = False
         self._flushed = False
 
@@ -236,6 +286,8 @@ class Lifecycle:
     def volume_mounted(self) -> None:
         """Start the scheduler, and handle signals if this is the main thread."""
         self._scheduler.start()
+        if self._forked:
+            self._flush_at_the_end_of_a_forked_worker()
         if threading.current_thread() is threading.main_thread():
             self._handle(signal.SIGINT, self._on_interrupt)
             self._handle(signal.SIGTERM, self._on_terminate)
@@ -278,22 +330,19 @@ class Lifecycle:
         if os.getpid() != self._pid:
             return  # a forked child: the parent has the data
         for volume in self._registry.volumes():
-            if not volume.changed:
-                continue
-            error: BaseException = TimeoutError("another flush of it did not end")
-            timeout = _bearable(volume.snapshot.shutdown_timeout_seconds)
-            if volume.flushing.acquire(timeout=timeout):
-                try:
-                    volume.checkpoint()
-                    continue
-                except BaseException as failure:
-                    error = failure
-                finally:
-                    volume.flushing.release()
-            rescue(volume, error)
+            if volume.changed:
+                last_flush(volume, _bearable(volume.snapshot.shutdown_timeout_seconds))
+
+    def _flush_at_the_end_of_a_forked_worker(self) -> None:
+        """A forked child of multiprocessing leaves by os._exit(), with hooks of its own only."""
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util.Finalize(None, self.at_exit, exitpriority=0)
+            self._forked = False
 
     def _after_fork_in_child(self) -> None:
         self._pid = os.getpid()
+        self._forked = True
         self._scheduler.reset()
         self._registry.after_fork_in_child()
         for volume in self._registry.volumes():

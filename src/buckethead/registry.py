@@ -15,6 +15,7 @@ import apsw
 from .config import BucketConfig, SnapshotConfig, resolved_bucket
 from .errors import ConfigError, ObjectNotFoundError, VolumeBusyError
 from .image.pages import PageImage
+from .storage import layout
 from .storage.directory import open_bucket
 from .storage.snapshot import read_image
 from .volume import Volume
@@ -35,10 +36,11 @@ class Registry:
     def __init__(self) -> None:
         self.wake: Callable[[Volume], None] = lambda volume: None
         self.mounted_hook: Callable[[], None] = lambda: None
-        self._lock = threading.Lock()  # guards the three maps, never held over I/O
+        # Guards the three maps, never held over I/O; reentrant for finalizers that unmount
+        self._lock = threading.RLock()
         self._volumes: dict[str, Volume] = {}
         self._places: dict[tuple[tuple[str, ...], str], str] = {}  # store and key -> name
-        self._gates: dict[str, threading.Lock] = {}  # one mount of a name at a time
+        self._gates: dict[str, threading.RLock] = {}  # one mount or unmount of a name at a time
 
     def volumes(self) -> list[Volume]:
         """Every mounted volume, in the order of mounting."""
@@ -105,10 +107,10 @@ class Registry:
                         f"Could not open {name!r}: there is no database {config.key!r} at "
                         f"{bucket.url}. Check the key, or open it with mode=rwc to create it."
                     )
+                self.mounted_hook()
                 volume = Volume(name, config, snapshot, bucket, image or PageImage(), self.wake)
                 with self._lock:
                     self._volumes[name] = volume
-            self.mounted_hook()
             return volume
 
     def unmount(self, volume: Volume) -> None:
@@ -117,24 +119,29 @@ class Registry:
         Connections that stay open can read on; writing raises VolumeError. Raises BucketError
         when the last flush fails: then the volume stays mounted and writable.
         """
-        if not volume.inherited:  # over a fork: the parent has the data
-            volume.flush()
-            volume.retire()
-        with self._lock:
-            if self._volumes.get(volume.name) is volume:
+        with self._gate(volume.name):
+            if self.get(volume.name) is not volume:
+                return  # another thread was quicker
+            if not volume.inherited:  # over a fork: the parent has the data
+                volume.flush()
+                volume.retire()
+            with self._lock:
                 del self._volumes[volume.name]
-                del self._places[volume.bucket.identity, volume.key]
+                for key in (volume.key, layout.previous(volume.key)):
+                    del self._places[volume.bucket.identity, key]
 
-    def _gate(self, name: str) -> threading.Lock:
+    def _gate(self, name: str) -> "threading.RLock":
         with self._lock:
-            return self._gates.setdefault(name, threading.Lock())
+            return self._gates.setdefault(name, threading.RLock())
 
     @contextmanager
     def _place(self, name: str, identity: tuple[str, ...], key: str) -> Iterator[None]:
         """Hold a store and key for a name: for good when the block succeeds."""
-        place = (identity, key)
+        places = [(identity, key), (identity, layout.previous(key))]
         with self._lock:
-            holder = self._places.setdefault(place, name)
+            holder = next((self._places[place] for place in places if place in self._places), name)
+            if holder == name:
+                self._places.update(dict.fromkeys(places, name))
         if holder != name:
             raise VolumeBusyError(
                 f"Could not mount {name!r}: its key {key!r} is mounted as {holder!r} in this "
@@ -144,12 +151,13 @@ class Registry:
             yield
         except BaseException:
             with self._lock:
-                del self._places[place]
+                for place in places:
+                    del self._places[place]
             raise
 
     def after_fork_in_child(self) -> None:
         """Locks held by threads of the parent will never be released here."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._gates = {}
 
 
@@ -178,6 +186,11 @@ def config_of(name: str, parameters: Mapping[str, str] = MappingProxyType({})) -
     """Where a volume opened by name lives: URI parameters over the environment's settings over the
     default directory. Raises ConfigError."""
     given = {field: parameters[field] for field in _CONFIGURING if field in parameters}
+    if name.startswith("/") and "key" not in given:
+        raise ConfigError(
+            f"Could not open {name!r}: the name of a volume is no path. Write "
+            f"{uri_of(name.lstrip('/'))!r}, or give the key as a parameter."
+        )
     try:
         return resolved_bucket(given, f"{name}.db")
     except ConfigError as error:

@@ -85,14 +85,13 @@ class Volume(Database):
         self.snapshot = snapshot
         self.bucket = bucket
         self.key = config.key
-        self.flushing = threading.RLock()
         self.observers: list[FlushObserver] = []
         self.durable_version: Version = image.version
         self.last_flush: FlushResult | None = None
         self.last_flush_at: float | None = None  # unix seconds
         self.last_error: BaseException | None = None
         self.inherited = False  # this process is a fork of the one that mounted it
-        self.asked = False  # a flush is on its way that will see every commit made so far
+        self.asked = False  # the scheduler has a time for the next flush; set by it
         self._wake = wake
         self._last_flush_clock: float | None = None  # monotonic seconds
 
@@ -103,12 +102,10 @@ class Volume(Database):
 
     def committed(self) -> None:
         if not self.asked:
-            self.asked = True
             self._wake(self)
 
     def closed(self) -> None:
         if self.image.changed:
-            self.asked = True
             self._wake(self)
 
     def after_fork_in_child(self) -> None:
@@ -122,8 +119,6 @@ class Volume(Database):
     def swap(self, page_size: int, pages: list[bytes]) -> None:
         """Put another image in place, which the bucket does not have at this volume's key."""
         super().swap(page_size, pages)
-        with self.image.lock:
-            self.image.dirty.update(range(1, self.image.page_count + 1))
         self.committed()
 
     # -- publishing -------------------------------------------------------------------------
@@ -147,18 +142,19 @@ class Volume(Database):
         everything stays in memory and dirty.
         """
         with self.flushing:
-            self.asked = False  # before the pin: whatever is committed after it asks again
-            if not self.image.changed:
-                return FlushResult(False, 0, self._checksum())
-            if self.inherited:
-                raise _inherited(self.name)
-            self._tell("flush_started")
-            try:
-                result = self._publish(progress)
-            except BaseException as error:
-                self.last_error = error
-                self._tell("flush_failed", error)
-                raise
+            with self.publication_alone():
+                self.asked = False  # before the pin: whatever is committed after it asks again
+                if not self.image.changed:
+                    return FlushResult(False, 0, self._checksum())
+                if self.inherited:
+                    raise _inherited(self.name)
+                self._tell("flush_started")
+                try:
+                    result = self._publish(progress)
+                except BaseException as error:
+                    self.last_error = error
+                    self._tell("flush_failed", error)
+                    raise
             self._tell("flush_finished", result)
             return result
 
@@ -195,8 +191,8 @@ class Volume(Database):
     def retire(self) -> None:
         """Let nobody write any more and publish the rest. Raises BucketError, and the volume is
         as before."""
-        self.close_to_writers(partial(_stopped, self.name), WRITERS_GRACE_SECONDS)
         try:
+            self.close_to_writers(partial(_stopped, self.name), WRITERS_GRACE_SECONDS)
             self.flush()
         except BaseException:
             self.open_to_writers()
@@ -215,7 +211,7 @@ class Volume(Database):
             page_size=image.page_size,
             page_count=image.page_count,
             size=image.size,
-            dirty_pages=len(image.dirty),
+            dirty_pages=image.dirty_count,
             pins=len(pins),
             oldest_pin_version=pins[0].version if pins else None,
             pinned_bytes=sum(len(pin.undo) for pin in pins) * image.page_size,
@@ -237,7 +233,9 @@ class Volume(Database):
         """Call an observer, which never harms the flush it looks at: what it raises is logged."""
         try:
             getattr(observer, what)(self.name, *details)
-        except (Exception, SystemExit):
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a CancelledError or SystemExit too
             log.exception("an observer of %r failed in %s", self.name, what)
 
 

@@ -504,7 +504,7 @@ def test_a_publication_after_a_swap_takes_nothing_of_the_old_image() -> None:
     commit(image, {1: "A"})
     with pytest.raises(LookupError):
         publish_in_vain(image, lambda: swap(image, [page("x")]))
-    assert not image.changed
+    assert image.dirty == {1}
 
 
 # -- forks --------------------------------------------------------------------------------------
@@ -565,13 +565,13 @@ def test_invariant_1_live_pins_go_on_showing_the_old_image() -> None:
     assert (texts(live), live.page_size) == (["y"], 1024)
 
 
-def test_a_swapped_in_image_counts_as_published_under_a_new_version() -> None:
+def test_a_swapped_in_image_is_dirty_under_a_new_version() -> None:
     image = image_of("a")
     commit(image, {1: "A"})
     swap(image, [page("x"), page("y")])
     assert newest(image) == ["x", "y"]
     assert image.version == 2
-    assert not image.changed
+    assert image.dirty == {1, 2}
 
 
 def test_a_swap_lets_go_of_the_old_pages_when_the_last_live_pin_does() -> None:

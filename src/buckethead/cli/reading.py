@@ -177,7 +177,7 @@ def _verified(bucket: Bucket, key: str) -> dict[str, object] | None:
         with transfer(f"reading {key}") as progress:
             image = read_image(bucket, key, progress=progress)
     except SnapshotCorruptError as error:
-        return {"key": key, "sound": False, "fault": str(error)}
+        return {"key": key, "sound": False, "fault": getattr(error, "fault", "") or str(error)}
     if image is None:
         return None
     return {"key": key, "sound": True, "pages": image.page_count, "size": image.size}

@@ -4,6 +4,7 @@ Reading never creates anything; writing says on stderr when it makes a new direc
 """
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import click
 from pydantic import ValidationError
@@ -18,6 +19,8 @@ from ..storage.snapshot import FlushResult, IntegrityCheck, read_image
 from ..storage.translate import translated
 from ..volume import Volume
 from .output import note, transfer
+
+OTHERS_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,13 @@ def head(bucket: Bucket, key: str) -> ObjectInfo | None:
 
 
 def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
-    """The error for a key that holds nothing."""
+    """The error for a key that holds nothing; it names some of what is there instead."""
+    with translated("list the bucket", bucket):
+        others = sorted(islice(bucket.list_keys(), OTHERS_NAMED))
+    there = f" There are: {', '.join(others)}." if others else ""
     return ObjectNotFoundError(
-        f"There is no database {key!r} at {bucket.url}. Check --key and --bucket, or write one: "
-        "buckethead import FILE"
+        f"There is no database {key!r} at {bucket.url}.{there} Check --key and --bucket, or write "
+        "one: buckethead import FILE"
     )
 
 

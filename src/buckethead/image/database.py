@@ -4,13 +4,18 @@ Every file opened for the database shares one `Database`. What happens around it
 flusher) hangs on the hooks `committed` and `closed`; this file knows nothing of it.
 """
 
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..errors import VolumeBusyError
 from . import header
 from .pages import PageImage, Pin, StalePinError, Version
+
+log = logging.getLogger("buckethead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Database:
     def __init__(self, name: str, image: PageImage | None = None) -> None:
         self.name = name
         self.image = image if image is not None else PageImage()
+        self.flushing = threading.RLock()  # one publication at a time, from pin to outcome
+        self._publishing = False  # guarded by `flushing`
         self._doorkeeper = Pin()  # sits in the writer's seat while nobody may write
         self.saved: dict[tuple[tuple[str, ...], str], Saved] = {}  # by store and key
 
@@ -38,6 +45,23 @@ class Database:
 
     def closed(self) -> None:
         """Called after a file of the database was closed: must not raise."""
+
+    @contextmanager
+    def publication_alone(self) -> Iterator[None]:
+        """Hold ``flushing``. Raises VolumeBusyError inside another publication of this thread, as
+        in a callback, signal handler or finalizer: the older image would land on the newer."""
+        with self.flushing:
+            if self._publishing:
+                raise VolumeBusyError(
+                    f"Could not flush {self.name!r}: this very thread is in the middle of flushing "
+                    "it. Do not flush in a callback, signal handler or finalizer; commit, and the "
+                    "next flush has it."
+                )
+            self._publishing = True
+            try:
+                yield
+            finally:
+                self._publishing = False
 
     def close_to_writers(self, refusal: Callable[[], Exception], seconds: float) -> None:
         """Let nobody write any more; a transaction that is writing has ``seconds`` to end."""
@@ -48,9 +72,11 @@ class Database:
                 break
             except VolumeBusyError:
                 if time.monotonic() >= deadline:
-                    break  # it will be refused at its COMMIT
+                    log.warning("%r closes: the transaction still writing is refused", self.name)
+                    break
                 time.sleep(0.01)
-        self.refusal = refusal
+        with self.image.lock:  # a COMMIT looks at it and commits in one step
+            self.refusal = refusal
 
     def open_to_writers(self) -> None:
         """Undo `close_to_writers`."""
@@ -61,8 +87,11 @@ class Database:
         """Put another image in place of the present one, under open connections.
 
         They see it at their next statement; statements still running finish on what they pinned.
-        Raises VolumeBusyError while a transaction is writing.
+        Raises VolumeBusyError while a transaction is writing, and the refusal where nobody may
+        write.
         """
+        if self.refusal is not None:
+            raise self.refusal()
         pin = Pin()
         try:
             self._take_seat(pin)

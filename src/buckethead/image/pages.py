@@ -162,6 +162,7 @@ class PageImage:
         self.seat: dict[str, Pin] = {}
         self._taken: set[PageNumber] = set()  # handed to a publication whose outcome is not known
         self._pins: set[Pin] = set()
+        self._heavy: Pin | None = None  # to be warned of
         self.pending: _Commit | _Swap | None = None
 
     @property
@@ -176,7 +177,14 @@ class PageImage:
     @property
     def changed(self) -> bool:
         """Whether anything may differ from the last published state."""
-        return bool(self.dirty or self._taken)
+        with self.lock:
+            return bool(self.dirty or self._taken)
+
+    @property
+    def dirty_count(self) -> int:
+        """Pages that may differ from the last published state."""
+        with self.lock:
+            return len(self.dirty | self._taken)
 
     # -- pins -------------------------------------------------------------------------------
 
@@ -286,12 +294,15 @@ class PageImage:
             except BaseException:
                 self._finish()
                 raise
+        if self._heavy is not None:  # not under the lock: a log handler may write to a volume
+            heavy, self._heavy = self._heavy, None
+            _warn(heavy)
 
     def swap(self, page_size: int, pages: list[bytes], writer: Pin) -> None:
         """Put another image in place of this one; live pins go on showing the old one.
 
-        The pages are taken as published; the list belongs to the image from here on. ``writer``
-        holds the seat, so that no transaction is cut through; it goes on showing the old image.
+        All pages are dirty then, and the list belongs to the image from here on. ``writer`` holds
+        the seat, so that no transaction is cut through; it goes on showing the old image.
         """
         with self.lock:
             self._finish()
@@ -318,7 +329,7 @@ class PageImage:
         self._undos(0, None)
         self.page_size = page_size
         self.pages = pages
-        self.dirty = set()
+        self.dirty = set(range(1, len(pages) + 1))
         self._taken = set()
         self.version = version
         self.pending = None
@@ -337,7 +348,7 @@ class PageImage:
                 undos.append((pin.undo, min(pin.page_count, count)))
                 if len(pin.undo) > pin.page_count // 2 >= WORTH_A_WARNING and not pin.warned:
                     pin.warned = True
-                    _warn(pin)
+                    self._heavy = pin
         return undos
 
     def _commit(self, commit: _Commit) -> None:

@@ -307,8 +307,6 @@ class DatabaseFile(Pin):
     def _commit(self, overlay: dict[int, bytes]) -> None:
         """Bring the overlay into the image: this is the commit point."""
         try:
-            if self._database.refusal is not None:
-                raise self._database.refusal()
             if self.length > self._base:
                 blank = bytes(self.page_size)
                 for number in range(self._base + 1, self.length + 1):
@@ -320,7 +318,11 @@ class DatabaseFile(Pin):
             was_wal = page1[18] != 1
             if counter != shown_counter + 1 or cookie < shown_cookie or was_wal:
                 overlay[1] = header.following(page1, shown)
-            self._image.apply(overlay, self.length, self.page_size, self)
+            with self._image.lock:  # nobody closes the database to writers in between
+                if self._database.refusal is not None:
+                    raise self._database.refusal()
+                self._image.apply(overlay, self.length, self.page_size, self)
+            self._database.committed()
         except BaseException as error:
             self._suspect = True
             self._database.committed()  # it may have come in whole
@@ -329,7 +331,6 @@ class DatabaseFile(Pin):
         self.overlay = {}
         self._base = self.length
         self._suspect = was_wal  # SQLite's own copy of page 1 still says WAL
-        self._database.committed()
 
     def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
         """journal_mode stays MEMORY or OFF, as for SQLite's own in-memory databases: under any

@@ -69,14 +69,14 @@ class BucketClient(Bucket):
     def __init__(self, config: BucketConfig, io_counters: IOCounters | None = None) -> None:
         endpoint = (config.endpoint_url or "").rstrip("/")
         self.url = f"s3://{config.bucket}" + (f" at {endpoint}" if endpoint else "")
-        self.identity = ("s3", endpoint.lower(), config.bucket)
+        self.identity = ("s3", _spelled_alike(endpoint), config.bucket)
         self.counters = io_counters or IOCounters()
         self.part_size = config.part_size
         self.concurrency = config.concurrency
         self._config = config
         self._name = config.bucket
         self._extra: dict[str, Any] = dict(config.extra_put_args)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant for finalizers
         self._client: S3Client | None = None  # made under _lock, never replaced
         self._bucket_seen = False
 
@@ -370,7 +370,7 @@ def _conditions(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
 
 
 _clients: "WeakValueDictionary[tuple[object, ...], S3Client]" = WeakValueDictionary()
-_clients_lock = threading.Lock()
+_clients_lock = threading.RLock()
 
 
 def _client_for(config: BucketConfig) -> "S3Client":
@@ -428,6 +428,15 @@ def _make_client(config: BucketConfig) -> "S3Client":
             response_checksum_validation=checksums,
         ),
     )
+
+
+def _spelled_alike(endpoint: str) -> str:
+    """An endpoint without what makes no difference: case, and a scheme's own port."""
+    endpoint = endpoint.lower()
+    for scheme, port in (("http://", ":80"), ("https://", ":443")):
+        if endpoint.startswith(scheme):
+            endpoint = endpoint.removesuffix(port)
+    return "" if endpoint == "https://s3.amazonaws.com" else endpoint
 
 
 def _is_aws(config: BucketConfig) -> bool:

@@ -43,7 +43,7 @@ class IOCounters:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant for finalizers
         self._operations: dict[str, OperationCount] = {}  # guarded by _lock
 
     @contextmanager
@@ -84,4 +84,4 @@ class IOCounters:
 
     def after_fork_in_child(self) -> None:
         """os.fork() copied the lock as it was; whoever held it does not exist in this process."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

@@ -280,7 +280,10 @@ class DirectoryBucket(Bucket):
         _make_folders(self._private)
         with open(self._private / "lock", "ab", opener=_private_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            try:
+                yield
+            finally:  # closing is not enough: a child forked meanwhile has the file open too
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
     def _temporary(self) -> Iterator["_NewObject"]:

@@ -17,7 +17,13 @@ from typing import Literal
 import apsw
 from fastcrc import crc64
 
-from ..errors import ConfigError, PreconditionFailedError, SnapshotCorruptError, SnapshotError
+from ..errors import (
+    ConfigError,
+    PreconditionFailedError,
+    SnapshotCorruptError,
+    SnapshotError,
+    VolumeReadOnlyError,
+)
 from ..image import header
 from ..image.database import Database, Saved
 from ..image.pages import PageImage, Pin
@@ -166,6 +172,11 @@ class _Expected:
         if not page1.startswith(header.MAGIC):
             raise self._fault("it does not begin with 'SQLite format 3': this is no database")
         self.page_size = page_size = header.page_size(page1)
+        if page_size and self._bucket.part_size % page_size:
+            raise ConfigError(
+                f"part_size {self._bucket.part_size:,} is no multiple of the page size "
+                f"{page_size:,}: use a multiple of 65,536"
+            )
         if page_size == 0:
             raise self._fault("its header gives a page size that SQLite does not have")
         if size % page_size:
@@ -195,11 +206,13 @@ class _Expected:
 
 def corrupt(bucket: Bucket, key: str, fault: str) -> SnapshotCorruptError:
     """The error for an object that is not a sound image."""
-    return SnapshotCorruptError(
-        f"Could not restore {key!r} at {bucket.url}: {fault}. Nothing was changed. Look for a "
-        f"sound image with `buckethead verify`, and for the one before at "
-        f"{layout.previous(key)!r}."
+    error = SnapshotCorruptError(
+        f"Could not restore {key!r} at {bucket.url}: {fault}. Nothing was changed. `buckethead "
+        f"verify` looks at it and at the image before it, {layout.previous(key)!r}; take that one "
+        "with `buckethead restore --previous FILE` and `buckethead import --force FILE`."
     )
+    error.fault = fault
+    return error
 
 
 def _check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCheck) -> None:
@@ -237,7 +250,7 @@ def flush(
     started = time.perf_counter()
     database = database_of(conn)
     place = (bucket_client.identity, key)
-    with database.image.pinned() as pin:
+    with database.publication_alone(), database.image.pinned() as pin:
         saved = database.saved.get(place)
         if not pin.page_count or (saved is not None and saved.version == pin.version):
             return FlushResult(False, 0, saved.checksum if saved else last_hash)
@@ -263,6 +276,11 @@ def restore(conn: apsw.Connection, bucket_client: Bucket, key: str) -> bool:
     is left as it was; VolumeBusyError while a transaction is writing; BucketError.
     """
     database = database_of(conn)
+    if conn.readonly("main"):
+        raise VolumeReadOnlyError(
+            f"Could not restore into {database.name!r}: the connection is read-only. Use one that "
+            "may write."
+        )
     image = read_image(bucket_client, key)
     if image is None:
         return False
