@@ -246,23 +246,23 @@ def test_an_observer_that_raises_harms_nobody(
 # ---- asking for a flush
 
 
-def test_only_the_first_commit_after_a_flush_asks_for_one(
-    volume: Volume, conn: apsw.Connection
-) -> None:
+def test_only_the_first_commit_after_a_flush_asks_for_one(volume: Volume) -> None:
     asked: list[Volume] = []
 
     def wake(volume: Volume) -> None:
         asked.append(volume)
         volume.asked = True  # as the scheduler does when it has planned the flush
 
-    volume.flush()
     volume._wake = wake
-    add(conn)
+    conn = apsw.Connection(uri_of("app"))
+    conn.execute("CREATE TABLE t(a)")
     add(conn)
     assert asked == [volume]
     volume.flush()
     add(conn)
+    add(conn)
     assert asked == [volume, volume]
+    conn.close()
 
 
 def test_closing_a_connection_asks_where_there_is_something(
