@@ -3,9 +3,8 @@
 python tests/benchmarks/run.py [--json]
 
 SeaweedFS runs beside it as a child process on this machine, with its data in a temporary folder.
-Takes some minutes. Exits with 1 when a bar is missed. The bar for a writer's pause is held
-against the flush to a directory: the server competes for the processors of this machine, and what
-that does to any process is reported beside the pause of a flush to it.
+Takes some minutes. Exits with 1 when a bar is missed. The server competes for the processors of
+this machine; what that does to any process is reported beside the pause of a flush to it.
 """
 
 import json
@@ -64,6 +63,7 @@ BARS = (
     Bar(t.UNCHANGED, 50, "µs", _measure(t.UNCHANGED)),
     Bar(t.UNCHANGED_REQUESTS, 0, "requests", _measure(t.UNCHANGED_REQUESTS)),
     Bar(t.PAUSE, 10, "ms", _measure(t.PAUSE)),
+    Bar(t.PAUSE_S3, 10, "ms", _measure(t.PAUSE_S3)),
     Bar(t.MEMORY_IDLE, 64, "MB", _measure(t.MEMORY_IDLE)),
     Bar(t.MEMORY_BUSY, 64, "MB", _measure(t.MEMORY_BUSY)),
     Bar(t.UPLOAD, 1.2, "x", _measure(t.UPLOAD)),
