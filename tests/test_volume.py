@@ -304,9 +304,11 @@ def test_the_minimum_interval_counts_from_the_last_upload(
 
 
 def test_invariant_3_an_image_of_another_place_is_published_here(
-    volume: Volume, conn: apsw.Connection, tmp_path: Path
+    volume: Volume, tmp_path: Path
 ) -> None:
-    add(conn)
+    volume._wake = lambda volume: None  # the scheduler would note late that it had been asked
+    conn = apsw.Connection(uri_of("app"))
+    conn.execute("CREATE TABLE t(a)")
     volume.flush()
     elsewhere = DirectoryBucket(tmp_path / "elsewhere")
     plain_file(tmp_path / "other.db", "CREATE TABLE other(a)", "INSERT INTO other VALUES(7)")
@@ -319,6 +321,7 @@ def test_invariant_3_an_image_of_another_place_is_published_here(
     assert volume.changed
     assert volume.flush().uploaded
     assert query(volume.bucket, volume.key, "SELECT a FROM other") == [(7,)]
+    conn.close()
 
 
 # ---- end
