@@ -1,5 +1,6 @@
 """What is particular to stores of S3: credentials, endpoints, multipart uploads, exit hooks."""
 
+import logging
 import socket
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,11 +26,12 @@ from buckethead.errors import (
     PreconditionFailedError,
 )
 from buckethead.storage import bucket as bucket_module
+from buckethead.storage import client as client_module
 from buckethead.storage.bucket import BucketClient
 from buckethead.storage.counters import IOCounters
 from buckethead.storage.parallel import ordered_map
 from buckethead.storage.translate import translated
-from servers import PART_SIZE, Server
+from servers import PART_SIZE, Server, fresh_bucket
 
 PART = b"x" * PART_SIZE
 
@@ -36,7 +39,7 @@ PART = b"x" * PART_SIZE
 @pytest.fixture(autouse=True)
 def own_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Event handlers stay on a client, so no test here shares one with another."""
-    monkeypatch.setattr(bucket_module, "_clients", WeakValueDictionary())
+    monkeypatch.setattr(client_module, "_clients", WeakValueDictionary())
 
 
 @pytest.fixture
@@ -68,6 +71,12 @@ def recorded(bucket: BucketClient) -> list[tuple[str, dict[str, Any]]]:
 
     bucket._s3.meta.events.register("provide-client-params.s3", note)
     return requests
+
+
+def client_error(bucket: BucketClient, code: str, status: int) -> ClientError:
+    """What a store's refusal becomes."""
+    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return bucket._s3.exceptions.ClientError(response, "any")
 
 
 def failing(bucket: BucketClient, operation: str, error: BaseException) -> None:
@@ -228,6 +237,31 @@ def test_an_endpoint_that_never_answers(no_aws: None) -> None:
         assert time.monotonic() - begun < 30
 
 
+def test_trouble_is_no_answer(bucket: BucketClient) -> None:
+    unavailable = client_error(bucket, "SlowDown", 503)
+    failing(bucket, "GetObject", unavailable)
+    failing(bucket, "ListMultipartUploads", unavailable)
+    with pytest.raises(ClientError, match="SlowDown"):
+        bucket.poll("key")
+    with pytest.raises(ClientError, match="SlowDown"):
+        bucket.abort_uploads("", before=time.time())
+
+
+def test_polling_in_a_missing_bucket(s3_server: Server) -> None:
+    bucket = BucketClient(s3_server.config("no-such-bucket"))
+    with pytest.raises(BucketDeniedError, match="no such bucket"), translated("poll", bucket):
+        bucket.poll("key")
+
+
+def test_a_reply_without_a_date(bucket: BucketClient) -> None:
+    def undated(response_dict: dict[str, Any], **_: Any) -> None:
+        del response_dict["headers"]["Date"]
+
+    bucket._s3.meta.events.register("before-parse.s3.GetObject", undated)
+    with pytest.raises(BucketError, match="no Date header"):
+        bucket.poll("key")
+
+
 # ---- multipart uploads
 
 
@@ -245,6 +279,19 @@ def test_one_part_is_one_plain_request(bucket: BucketClient, chunks: list[bytes]
     requests = recorded(bucket)
     bucket.put_parts(iter(chunks), "key")
     assert [name for name, _ in requests] == ["PutObject"]
+
+
+@pytest.mark.parametrize("chunks", [[], [b""], [b"1", b"2"]])
+def test_few_bytes_by_multipart_where_that_is_wanted(
+    bucket: BucketClient, chunks: list[bytes]
+) -> None:
+    requests = recorded(bucket)
+    bucket.put_parts(iter(chunks), "key", always_multipart=True)
+    assert [name for name, _ in requests] == [
+        "CreateMultipartUpload",
+        "UploadPart",
+        "CompleteMultipartUpload",
+    ]
 
 
 def test_a_chunk_that_is_a_part_is_sent_as_it_is(bucket: BucketClient) -> None:
@@ -445,6 +492,162 @@ def test_a_copy_of_an_object_that_is_replaced_meanwhile(
         bucket.copy("a", "b")
     assert unfinished_uploads(s3_server, s3_config) == []
     assert not bucket.exists("b")
+
+
+# ---- uploads that nobody finished
+
+
+def begun(server: Server, bucket: str, *keys: str) -> None:
+    for key in keys:
+        server.client().create_multipart_upload(Bucket=bucket, Key=key)
+
+
+def test_stale_uploads_are_aborted_by_prefix_wish_and_age(
+    bucket: BucketClient, s3_config: BucketConfig, s3_server: Server
+) -> None:
+    begun(s3_server, s3_config.bucket, "app", "app.ltx/1", "app.ltx/1", "app2", "other")
+    soon = time.time() + 60
+    # moto dates every upload to 2010
+    assert bucket.abort_uploads("app", before=1_000_000_000) == []
+    assert len(unfinished_uploads(s3_server, s3_config)) == 5
+    aborted = bucket.abort_uploads("app", before=soon, wanted=lambda key: key != "app2")
+    assert sorted(aborted) == ["app", "app.ltx/1", "app.ltx/1"]
+    assert sorted(unfinished_uploads(s3_server, s3_config)) == ["app2", "other"]
+    assert bucket.abort_uploads("app", before=soon) == ["app2"]
+
+
+def test_young_uploads_go_on(seaweed_endpoint: Server) -> None:
+    with fresh_bucket(seaweed_endpoint) as name:
+        begun(seaweed_endpoint, name, "app")
+        bucket = BucketClient(seaweed_endpoint.config(name))
+        assert bucket.abort_uploads("app", before=time.time() - 3600) == []
+        assert bucket.abort_uploads("app", before=time.time() + 60) == ["app"]
+
+
+def test_uploads_are_listed_page_by_page(
+    seaweed_endpoint: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_module, "LIST_PAGE", 2)
+    with fresh_bucket(seaweed_endpoint) as name:
+        keys = ["app/1", "app/1", "app/1", "app/2", "app/3"]
+        begun(seaweed_endpoint, name, *keys)
+        bucket = BucketClient(seaweed_endpoint.config(name))
+        requests = recorded(bucket)
+        assert sorted(bucket.abort_uploads("app", before=time.time() + 60)) == keys
+        assert [name for name, _ in requests].count("ListMultipartUploads") >= 3
+
+
+def test_the_markers_of_a_page_ask_for_the_next(
+    bucket: BucketClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [
+        {"IsTruncated": True, "NextKeyMarker": "b", "NextUploadIdMarker": "2"},
+        {"IsTruncated": True, "NextKeyMarker": "b", "NextUploadIdMarker": "3"},
+        {"IsTruncated": True, "NextKeyMarker": "b", "NextUploadIdMarker": "3"},
+    ]
+    asked: list[tuple[Any, Any]] = []
+
+    def page(**request: Any) -> Any:
+        asked.append((request.get("KeyMarker"), request.get("UploadIdMarker")))
+        return pages[len(asked) - 1]
+
+    monkeypatch.setattr(bucket._s3, "list_multipart_uploads", page)
+    # the last page says that there are more, and names the same place again
+    assert bucket.abort_uploads("", before=time.time()) == []
+    assert asked == [(None, None), ("b", "2"), ("b", "3")]
+
+
+def test_an_upload_that_ended_after_it_was_listed(
+    bucket: BucketClient, s3_config: BucketConfig, s3_server: Server
+) -> None:
+    begun(s3_server, s3_config.bucket, "app")
+    failing(bucket, "AbortMultipartUpload", client_error(bucket, "NoSuchUpload", 404))
+    assert bucket.abort_uploads("app", before=time.time() + 60) == []
+
+
+def test_a_store_that_lists_no_uploads_says_so(
+    bucket: BucketClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing(bucket, "ListMultipartUploads", client_error(bucket, "NotImplemented", 501))
+    with caplog.at_level(logging.INFO, "buckethead"):
+        assert bucket.abort_uploads("app", before=time.time()) == []
+    assert "does not list multipart uploads" in caplog.text
+
+
+# ---- encryption with a customer's key
+
+SSE_C = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "0123456789abcdef" * 2}
+
+
+def test_a_customers_key_is_sent_with_all_that_touches_content_and_nothing_else_is(
+    s3_config: BucketConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_module, "LARGEST_COPY", PART_SIZE)
+    extra = {**SSE_C, "StorageClass": "STANDARD"}
+    bucket = BucketClient(s3_config.model_copy(update={"extra_put_args": extra}))
+    requests = recorded(bucket)
+    accepted = {"HeadBucket", "DeleteObject", "ListObjectsV2"}
+    answer: Any = lambda model, **_: (HTTPAnswer(), ANSWERS.get(model.name, {}))  # noqa: E731
+    bucket._s3.meta.events.register("before-call.s3", answer)
+    bucket.put_bytes(b"1", "a")
+    bucket.put_parts([PART, b"x"], "b")
+    bucket.copy("a", "c")
+    monkeypatch.setattr(bucket_module, "LARGEST_COPY", 0)
+    bucket.copy("a", "d")
+    bucket.get_bytes("a")
+    bucket.get_range("a", 0, 1)
+    bucket.delete("a")
+    seen = {name for name, _ in requests}
+    assert seen >= {"PutObject", "CopyObject", "UploadPartCopy", "GetObject", "HeadObject"}
+    for name, params in requests:
+        assert (SSE_C.items() <= params.items()) == (name not in accepted), name
+        creates = name in ("PutObject", "CreateMultipartUpload", "CopyObject")
+        assert ("StorageClass" in params) == creates, name
+        copies = name in ("CopyObject", "UploadPartCopy")
+        assert ("CopySourceSSECustomerKey" in params) == copies, name
+
+
+class HTTPAnswer:
+    status_code = 200
+
+
+class Body:
+    def read(self) -> bytes:
+        return b"1"
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "HeadObject": {
+        "ContentLength": 1,
+        "ETag": '"e"',
+        "LastModified": datetime.fromtimestamp(0, UTC),
+        "Metadata": {},
+    },
+    "GetObject": {"Body": Body()},
+    "PutObject": {"ETag": '"e"'},
+    "UploadPart": {"ETag": '"e"'},
+    "UploadPartCopy": {"CopyPartResult": {"ETag": '"e"'}},
+    "CreateMultipartUpload": {"UploadId": "u"},
+    "CompleteMultipartUpload": {"ETag": '"e"'},
+}
+
+
+def test_an_object_under_a_customers_key(seaweed_endpoint: Server) -> None:
+    with fresh_bucket(seaweed_endpoint) as name:
+        bucket = BucketClient(seaweed_endpoint.config(name, extra_put_args=SSE_C))
+        bucket.put_bytes(b"0123456789", "small", metadata={"txid": "7"})
+        bucket.put_parts([PART, b"rest"], "large")
+        bucket.copy("small", "copy")
+        assert bucket.get_bytes("copy") == b"0123456789"
+        assert bucket.get_range("large", PART_SIZE - 1, 3) == b"xre"
+        info = bucket.head("small")
+        assert info is not None
+        assert info.metadata == {"txid": "7"}
+        with pytest.raises(ClientError):
+            BucketClient(seaweed_endpoint.config(name)).get_bytes("small")
 
 
 # ---- the rest

@@ -113,6 +113,35 @@ def test_range_of_an_empty_object(bucket: Bucket) -> None:
     assert bucket.get_range("key", 0, 10) == b""
 
 
+def test_tails(bucket: Bucket) -> None:
+    bucket.put_bytes(b"0123456789", "key")
+    bucket.put_bytes(b"", "empty")
+    before = bucket.counters.requests
+    assert bucket.get_tail("key", 3) == b"789"
+    assert bucket.get_tail("key", 10) == b"0123456789"
+    assert bucket.get_tail("key", 100) == b"0123456789"
+    assert bucket.get_tail("empty", 3) == b""
+    assert bucket.counters.requests == before + 4
+    assert bucket.get_tail("key", 0) == b""
+    with pytest.raises(ObjectNotFoundError, match="none"):
+        bucket.get_tail("none", 3)
+
+
+def test_a_poll_is_one_get_with_the_time_of_the_store(bucket: Bucket) -> None:
+    bucket.put_bytes(b"1", "key")
+    modified = bucket.last_modified("key")
+    assert modified is not None
+    before = bucket.counters.requests
+    found, nothing = bucket.poll("key"), bucket.poll("none")
+    counted = bucket.counters.snapshot()
+    assert counted.requests == before + 2
+    assert counted.operations["get_object"].operations == 2
+    assert counted.operations["get_object"].bytes_down == 1
+    assert (found.data, nothing.data) == (b"1", None)
+    # both by the store's clock; HTTP's has whole seconds
+    assert modified - 1 <= found.now <= nothing.now <= time.time() + 2
+
+
 # ---- conditions
 
 
@@ -164,6 +193,14 @@ def test_parts_if_none_match(bucket: Bucket) -> None:
     with pytest.raises(PreconditionFailedError, match="key"):
         bucket.put_parts([b"x" * PART_SIZE, b"y"], "key", if_none_match=True)
     assert bucket.get_bytes("key") == data
+
+
+@pytest.mark.parametrize("chunks", [[], [b"few"]])
+def test_few_bytes_by_multipart(bucket: Bucket, chunks: list[bytes]) -> None:
+    bucket.put_parts(chunks, "key", if_none_match=True, always_multipart=True)
+    with pytest.raises(PreconditionFailedError, match="key"):
+        bucket.put_parts([b"other"], "key", if_none_match=True, always_multipart=True)
+    assert bucket.get_bytes("key") == b"".join(chunks)
 
 
 # ---- transfers
@@ -333,6 +370,12 @@ def test_listing_and_deleting_page_by_page(bucket: Bucket, monkeypatch: pytest.M
     bucket.delete_many(key for key in keys)
     assert names_of(bucket) == []
     bucket.delete_many([])
+
+
+def test_where_nothing_was_left_unfinished(bucket: Bucket) -> None:
+    bucket.put_parts([content(PART_SIZE + 1)], "key")
+    assert bucket.abort_uploads("", before=time.time() + 3600) == []
+    assert names_of(bucket) == ["key"]
 
 
 def test_the_lifetime_of_a_presigned_url(bucket: Bucket) -> None:

@@ -21,7 +21,8 @@ from buckethead.errors import (
     ConfigError,
     PreconditionFailedError,
 )
-from buckethead.storage.directory import STALE_SECONDS, DirectoryBucket, open_bucket
+from buckethead.storage.directory import DirectoryBucket, open_bucket
+from buckethead.storage.localfiles import STALE_SECONDS
 
 
 @pytest.fixture
@@ -335,6 +336,21 @@ def test_what_dead_writers_left_is_removed_after_a_day(root: Path) -> None:
     assert len(temporary_files(root)) == 2
     again.put_bytes(b"2", "a")
     assert [path.name for path in temporary_files(root)] == ["young"]
+
+
+def test_files_nobody_has_written_to_since_are_removed_and_named(
+    bucket: DirectoryBucket, root: Path
+) -> None:
+    assert bucket.abort_uploads("a", before=time.time()) == []
+    bucket.put_bytes(b"1", "a")
+    folder = root / ".buckethead" / "tmp"
+    (folder / "old").write_bytes(b"")
+    os.utime(folder / "old", (1000.0, 1000.0))
+    (folder / "young").write_bytes(b"")
+    os.utime(folder / "young", (3000.0, 3000.0))
+    assert bucket.abort_uploads("a", before=2000.0) == ["old"]
+    assert [path.name for path in temporary_files(root)] == ["young"]
+    assert bucket.get_bytes("a") == b"1"
 
 
 # ---- metadata

@@ -4,26 +4,23 @@ No retry logic of its own. botocore's errors surface as they are (``translate.py
 messages), except where the caller must decide: a missing object and a failed precondition.
 """
 
-import os
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakValueDictionary
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING, Any
 
 from buckethead.config import BucketConfig
-from buckethead.errors import (
-    BucketError,
-    ConfigError,
-)
+from buckethead.errors import BucketError
+from buckethead.storage.client import shared_client, spelled_alike
 from buckethead.storage.contract import (
     Bucket,
     ObjectInfo,
+    Polled,
     check_expiry,
     missing,
     refused,
@@ -39,9 +36,12 @@ if TYPE_CHECKING:
         CompletedMultipartUploadTypeDef,
         CompletedPartTypeDef,
         CopySourceTypeDef,
+        MultipartUploadTypeDef,
     )
 
 __all__ = ["Bucket", "BucketClient", "IOCounters", "ObjectInfo"]
+
+log = logging.getLogger("buckethead")
 
 # S3's limit of one CopyObject, and the parts a larger object is copied in.
 LARGEST_COPY = 5 * 1024**3
@@ -49,11 +49,6 @@ COPY_PART = 512 * 1024**2
 # S3's limits of one DeleteObjects and one ListObjectsV2.
 DELETE_BATCH = 1000
 LIST_PAGE = 1000
-# First try included. boto3's "standard" mode waits at most 1 s, then 2 s between tries, so that
-# a dead endpoint costs three timeouts and no more.
-_ATTEMPTS = 3
-# Kept open at most. One client serves every volume of a store: it weighs 11 MB, a volume 170 KB.
-_CONNECTIONS = 64
 # What a store may answer instead of 412: two conditional writes at once, and If-Match where there
 # is no object at all.
 _LOST_CONDITIONS = ("ConditionalRequestConflict", "NoSuchKey")
@@ -69,13 +64,15 @@ class BucketClient(Bucket):
     def __init__(self, config: BucketConfig, io_counters: IOCounters | None = None) -> None:
         endpoint = (config.endpoint_url or "").rstrip("/")
         self.url = f"s3://{config.bucket}" + (f" at {endpoint}" if endpoint else "")
-        self.identity = ("s3", _spelled_alike(endpoint), config.bucket)
+        self.identity = ("s3", spelled_alike(endpoint), config.bucket)
         self.counters = io_counters or IOCounters()
         self.part_size = config.part_size
         self.concurrency = config.concurrency
         self._config = config
         self._name = config.bucket
         self._extra: dict[str, Any] = dict(config.extra_put_args)
+        # S3 keeps no customer's key: it is sent with every request that touches content
+        self._sse_c = {n: v for n, v in self._extra.items() if n.startswith("SSECustomer")}
         self._lock = threading.RLock()  # reentrant for finalizers
         self._client: S3Client | None = None  # made under _lock, never replaced
         self._bucket_seen = False
@@ -87,14 +84,14 @@ class BucketClient(Bucket):
     def _s3(self) -> "S3Client":
         with self._lock:
             if self._client is None:
-                self._client = _client_for(self._config)
+                self._client = shared_client(self._config)
             return self._client
 
     def head(self, key: str) -> ObjectInfo | None:
         s3 = self._s3
         try:
             with self.counters.timed("head_object"):
-                reply = s3.head_object(Bucket=self._name, Key=key)
+                reply = s3.head_object(Bucket=self._name, Key=key, **self._sse_c)
         except s3.exceptions.ClientError as error:
             if status_of(error) != 404:
                 raise
@@ -105,20 +102,26 @@ class BucketClient(Bucket):
 
     def get_bytes(self, key: str) -> bytes:
         with self._existing(key):
-            return self._get(key)
+            return self._get(key)[0]
+
+    def poll(self, key: str) -> Polled:
+        s3 = self._s3
+        try:
+            data, reply = self._get(key)
+        except s3.exceptions.ClientError as error:
+            if code_of(error) != "NoSuchKey":
+                raise
+            return Polled(None, self._time_of(error.response))
+        return Polled(data, self._time_of(reply))
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         if length < 1:
             return b""
-        s3 = self._s3
-        request = {"Range": f"bytes={start}-{start + length - 1}"} | _conditions(False, if_match)
-        try:
-            with self._existing(key):
-                return self._get(key, **request)
-        except s3.exceptions.ClientError as error:
-            if status_of(error) == 416:
-                return b""
-            raise
+        condition = _conditions(False, if_match)
+        return self._get_span(key, Range=f"bytes={start}-{start + length - 1}", **condition)
+
+    def get_tail(self, key: str, length: int) -> bytes:
+        return self._get_span(key, Range=f"bytes=-{length}") if length > 0 else b""
 
     def put_bytes(
         self,
@@ -146,19 +149,20 @@ class BucketClient(Bucket):
         if_none_match: bool = False,
         if_match: str | None = None,
         progress: Callable[[int], None] | None = None,
+        always_multipart: bool = False,
     ) -> str:
         report = progress or (lambda size: None)
         parts = equal_parts(chunks, part_size_for(size or 0, self.part_size))
-        first = deque(islice(parts, 2))
-        if len(first) < 2:
-            data = first.pop() if first else b""
+        first = deque(islice(parts, 2)) or deque([b""])
+        if len(first) < 2 and not always_multipart:
+            data = first.pop()
             etag = self.put_bytes(
                 data, key, metadata=metadata, if_none_match=if_none_match, if_match=if_match
             )
             report(len(data))
             return etag
         # taken out one by one, so that nothing here keeps a part that was sent
-        every_part = chain((first.popleft() for _ in range(2)), parts)
+        every_part = chain((first.popleft() for _ in range(len(first))), parts)
         send = partial(self._send_parts, key, every_part, report)
         with self._conditional(key, if_none_match):
             return self._multipart(key, metadata, send, _conditions(if_none_match, if_match))
@@ -174,7 +178,13 @@ class BucketClient(Bucket):
         s3 = self._s3
         try:
             with self.counters.timed("copy_object"):
-                s3.copy_object(Bucket=self._name, Key=dst, CopySource=source, **self._extra)
+                s3.copy_object(
+                    Bucket=self._name,
+                    Key=dst,
+                    CopySource=source,
+                    **self._extra,
+                    **self._source_key(),
+                )
         except s3.exceptions.ClientError as error:
             if code_of(error) == "NoSuchKey":  # deleted since the HEAD
                 return False
@@ -216,18 +226,86 @@ class BucketClient(Bucket):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
+    def abort_uploads(
+        self,
+        prefix: str,
+        *,
+        before: float,
+        wanted: Callable[[str], bool] = lambda key: True,
+    ) -> list[str]:
+        s3 = self._s3
+        try:
+            stale = [
+                upload
+                for upload in self._uploads(prefix)
+                if upload["Initiated"].timestamp() < before and wanted(upload["Key"])
+            ]
+        except s3.exceptions.ClientError as error:
+            if code_of(error) != "NotImplemented":
+                raise
+            log.info("%s does not list multipart uploads: none were aborted", self.url)
+            return []
+        return [upload["Key"] for upload in stale if self._abort_upload(upload)]
+
     def generate_presigned_get(self, key: str, *, expires_in: int) -> str:
         check_expiry(expires_in)
         target = {"Bucket": self._name, "Key": key}
         return self._s3.generate_presigned_url("get_object", Params=target, ExpiresIn=expires_in)
 
-    def _get(self, key: str, **request: Any) -> bytes:
+    def _get(self, key: str, **request: Any) -> tuple[bytes, Mapping[str, Any]]:
         with self.counters.timed("get_object") as traffic:
-            reply = self._s3.get_object(Bucket=self._name, Key=key, **request)
+            reply = self._s3.get_object(Bucket=self._name, Key=key, **self._sse_c, **request)
             with closing(reply["Body"]) as body:
                 data = body.read()
             traffic.down = len(data)
-        return data
+        return data, reply
+
+    def _get_span(self, key: str, **request: Any) -> bytes:
+        s3 = self._s3
+        try:
+            with self._existing(key):
+                return self._get(key, **request)[0]
+        except s3.exceptions.ClientError as error:
+            if status_of(error) == 416:
+                return b""
+            raise
+
+    def _time_of(self, reply: Mapping[str, Any]) -> float:
+        date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if date is None:
+            raise BucketError(
+                f"Could not tell the time at {self.url}: its reply has no Date header. Look for "
+                "a proxy that removes it."
+            )
+        return parsedate_to_datetime(date).timestamp()
+
+    def _uploads(self, prefix: str) -> "Iterator[MultipartUploadTypeDef]":
+        request: dict[str, Any] = {"Bucket": self._name, "Prefix": prefix, "MaxUploads": LIST_PAGE}
+        while True:
+            with self.counters.timed("list_multipart_uploads"):
+                page = self._s3.list_multipart_uploads(**request)
+            yield from page.get("Uploads", [])
+            # SeaweedFS knows the second marker only
+            markers = {
+                "KeyMarker": page.get("NextKeyMarker", ""),
+                "UploadIdMarker": page.get("NextUploadIdMarker", ""),
+            }
+            if not page.get("IsTruncated") or markers.items() <= request.items():
+                return
+            request |= markers
+
+    def _abort_upload(self, upload: "MultipartUploadTypeDef") -> bool:
+        s3 = self._s3
+        try:
+            with self.counters.timed("abort_multipart_upload"):
+                s3.abort_multipart_upload(
+                    Bucket=self._name, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
+        except s3.exceptions.ClientError as error:
+            if code_of(error) == "NoSuchUpload":  # completed or aborted since it was listed
+                return False
+            raise
+        return True
 
     @contextmanager
     def _existing(self, key: str) -> Iterator[None]:
@@ -267,6 +345,9 @@ class BucketClient(Bucket):
     def _created_with(self, metadata: Mapping[str, str] | None) -> dict[str, Any]:
         return {**self._extra, "Metadata": dict(metadata or {})}
 
+    def _source_key(self) -> dict[str, Any]:
+        return {f"CopySource{name}": value for name, value in self._sse_c.items()}
+
     def _multipart(
         self,
         key: str,
@@ -284,7 +365,7 @@ class BucketClient(Bucket):
             parts: CompletedMultipartUploadTypeDef = {"Parts": carry(upload_id)}
             with self.counters.timed("complete_multipart_upload"):
                 done = self._s3.complete_multipart_upload(
-                    **place, MultipartUpload=parts, **conditions
+                    **place, MultipartUpload=parts, **self._sse_c, **conditions
                 )
         except BaseException as error:
             if upload_id is not None:
@@ -311,7 +392,7 @@ class BucketClient(Bucket):
     ) -> "list[CompletedPartTypeDef]":
         def send(numbered: tuple[int, bytes | bytearray]) -> tuple[int, str, int]:
             number, data = numbered
-            request: dict[str, Any] = {"UploadId": upload_id, "PartNumber": number, "Body": data}
+            request = {"UploadId": upload_id, "PartNumber": number, "Body": data, **self._sse_c}
             with self.counters.timed("upload_part") as traffic:
                 reply = self._s3.upload_part(Bucket=self._name, Key=key, **request)
                 traffic.up = len(data)
@@ -352,6 +433,8 @@ class BucketClient(Bucket):
                     PartNumber=number,
                     CopySource=source,
                     CopySourceRange=f"bytes={start}-{end}",
+                    **self._sse_c,
+                    **self._source_key(),
                 )
             return {"PartNumber": number, "ETag": reply["CopyPartResult"]["ETag"]}
 
@@ -367,81 +450,3 @@ class BucketClient(Bucket):
 def _conditions(if_none_match: bool, if_match: str | None) -> dict[str, Any]:
     conditions = {"IfNoneMatch": "*"} if if_none_match else {}
     return conditions if if_match is None else {**conditions, "IfMatch": if_match}
-
-
-_clients: "WeakValueDictionary[tuple[object, ...], S3Client]" = WeakValueDictionary()
-_clients_lock = threading.RLock()
-
-
-def _client_for(config: BucketConfig) -> "S3Client":
-    """The client shared by all buckets reached in the same way, but not over a fork."""
-    access = config.model_dump(
-        include={
-            "endpoint_url",
-            "region",
-            "access_key_id",
-            "secret_access_key",
-            "session_token",
-            "addressing_style",
-            "connect_timeout",
-            "read_timeout",
-        }
-    )
-    with _clients_lock:
-        way = (os.getpid(), *access.values())
-        client = _clients.get(way)
-        if client is None:
-            client = _clients[way] = _make_client(config)
-        return client
-
-
-def _make_client(config: BucketConfig) -> "S3Client":
-    # boto3 takes 0.2 s to import: a directory bucket does not pay for it
-    import boto3.session  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
-
-    session = boto3.session.Session(
-        aws_access_key_id=_revealed(config.access_key_id),
-        aws_secret_access_key=_revealed(config.secret_access_key),
-        aws_session_token=_revealed(config.session_token),
-        region_name=None if _is_aws(config) and config.region == "auto" else config.region,
-    )
-    if session.region_name is None:
-        # boto3 would go to us-east-1 without a word
-        raise ConfigError(
-            f"Could not use s3://{config.bucket}: it is on AWS, and no region is configured. Set "
-            "region in the configuration, or AWS_DEFAULT_REGION; for another store, endpoint_url."
-        )
-    # AWS's own checksums are unknown to many other stores
-    checksums: Literal["when_required"] | None = None if _is_aws(config) else "when_required"
-    return session.client(
-        "s3",
-        endpoint_url=config.endpoint_url,
-        config=Config(
-            signature_version="s3v4",
-            connect_timeout=config.connect_timeout,
-            read_timeout=config.read_timeout,
-            max_pool_connections=_CONNECTIONS,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-            s3={"addressing_style": config.addressing_style},
-            request_checksum_calculation=checksums,
-            response_checksum_validation=checksums,
-        ),
-    )
-
-
-def _spelled_alike(endpoint: str) -> str:
-    """An endpoint without what makes no difference: case, and a scheme's own port."""
-    endpoint = endpoint.lower()
-    for scheme, port in (("http://", ":80"), ("https://", ":443")):
-        if endpoint.startswith(scheme):
-            endpoint = endpoint.removesuffix(port)
-    return "" if endpoint == "https://s3.amazonaws.com" else endpoint
-
-
-def _is_aws(config: BucketConfig) -> bool:
-    return config.endpoint_url is None
-
-
-def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()

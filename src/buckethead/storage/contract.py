@@ -35,6 +35,14 @@ class ObjectInfo:
     metadata: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """What a look at a key found, None for no object, and when, in the store's unix seconds."""
+
+    data: bytes | None
+    now: float
+
+
 class Bucket(Protocol):
     """A place for objects. Every implementation passes one contract suite.
 
@@ -63,6 +71,19 @@ class Bucket(Protocol):
         Raises ObjectNotFoundError, or PreconditionFailedError when the ETag is not ``if_match``.
         """
 
+    def get_tail(self, key: str, length: int) -> bytes:
+        """The last ``length`` bytes; all of them where there are fewer.
+
+        Raises ObjectNotFoundError.
+        """
+
+    def poll(self, key: str) -> Polled:
+        """The whole object, or that there is none, in one request, and the store's own time.
+
+        For whoever asks again and again for what is not there yet. The time has whole seconds
+        where the store is reached by HTTP.
+        """
+
     def put_bytes(
         self,
         data: bytes | bytearray,
@@ -88,12 +109,14 @@ class Bucket(Protocol):
         if_none_match: bool = False,
         if_match: str | None = None,
         progress: Callable[[int], None] | None = None,
+        always_multipart: bool = False,
     ) -> str:
         """Write an object from chunks of any size; its ETag.
 
         The object appears whole or not at all, whatever is raised, by ``chunks`` too. ``size``,
         the sum of the chunks where it is known, lets parts grow so that any object fits.
         ``progress`` is called in this thread with the bytes of each part that has arrived.
+        What fits into one part goes in one plain request, unless ``always_multipart``.
         Conditions as in `put_bytes`. Raises PreconditionFailedError, BucketError when there are
         too many parts.
         """
@@ -109,6 +132,21 @@ class Bucket(Protocol):
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects whose key begins with ``prefix``, in no particular order."""
+
+    def abort_uploads(
+        self,
+        prefix: str,
+        *,
+        before: float,
+        wanted: Callable[[str], bool] = lambda key: True,
+    ) -> list[str]:
+        """Throw away uploads begun and never finished; what was thrown away.
+
+        Those begun before that time, in the store's unix seconds, whose key begins with
+        ``prefix`` and is ``wanted``: their keys. One still running fails then. A store that
+        cannot list them keeps them. In a directory they belong to no key: all files that nothing
+        was written to since go, and their names come back.
+        """
 
     def generate_presigned_get(self, key: str, *, expires_in: int) -> str:
         """A URL that reads the object for ``expires_in`` seconds, 604,800 at most.

@@ -7,41 +7,48 @@ there, and no key leads out of the root. Everything else is in ``<root>/.bucketh
     tmp/                      files being written
     meta/<key>/<crc>.json     metadata of the content with that CRC-64
 
-Metadata is written before its object and believed only for content with its checksum: a file that
-another program has put there has none. The lock holds between processes that take it; a program
-that does not can still get between the check of ``if_match`` and the rename.
+The lock holds between processes that take it; a program that does not can still get between the
+check of ``if_match`` and the rename.
 """
 
 import errno
 import fcntl
-import hashlib
-import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 from typing import IO
-from urllib.parse import quote, unquote, urlsplit
-
-from fastcrc import crc64
+from urllib.parse import unquote, urlsplit
 
 from buckethead.config import DEFAULT_DIRECTORY, BucketConfig
 from buckethead.errors import BucketDeniedError, BucketError, ConfigError
 from buckethead.storage.bucket import BucketClient
-from buckethead.storage.contract import Bucket, ObjectInfo, check_expiry, missing, refused, replaced
+from buckethead.storage.contract import (
+    Bucket,
+    ObjectInfo,
+    Polled,
+    check_expiry,
+    missing,
+    refused,
+    replaced,
+)
 from buckethead.storage.counters import IOCounters
+from buckethead.storage.localfiles import (
+    NewFile,
+    TemporaryFiles,
+    etag_of,
+    make_folders,
+    sync_folder,
+)
+from buckethead.storage.sidecars import LONGEST_NAME, Sidecars
 from buckethead.storage.translate import translated
 
 log = logging.getLogger("buckethead")
 
 PRIVATE = ".buckethead"
-STALE_SECONDS = 86_400.0
-_LONGEST_NAME = 255
 _CHUNK = 1024 * 1024
 # What file systems without hard links answer to link().
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -101,10 +108,11 @@ class DirectoryBucket(Bucket):
         self.part_size = part_size
         self.concurrency = concurrency
         self._private = self._root / PRIVATE
-        self._swept = False
+        self._temporary = TemporaryFiles(self._private / "tmp")
+        self._sidecars = Sidecars(self._private / "meta", self._temporary, self.url)
         with translated("open the directory bucket", self):
             if create:
-                _make_folders(self._root)
+                make_folders(self._root)
             if not self._root.is_dir():
                 raise BucketDeniedError(
                     f"Could not open the directory bucket {self.url}: there is no such folder. "
@@ -127,9 +135,9 @@ class DirectoryBucket(Bucket):
             while True:
                 with open(path, "rb") as file:
                     info = _info(key, os.fstat(file.fileno()))
-                    metadata = self._metadata(key, file)
+                    metadata = self._sidecars.of_file(key, file)
                 # a writer removes the old metadata just after it has replaced the object
-                if metadata or _etag(os.stat(path)) == info.etag:
+                if metadata or etag_of(os.stat(path)) == info.etag:
                     info.metadata.update(metadata)
                     return info
         return None
@@ -140,13 +148,32 @@ class DirectoryBucket(Bucket):
             traffic.down = len(data)
         return data
 
+    def poll(self, key: str) -> Polled:
+        with self.counters.timed("get_object") as traffic:
+            now = time.time()
+            try:
+                data = self._path(key).read_bytes()
+            except FileNotFoundError:
+                return Polled(None, now)
+            traffic.down = len(data)
+        return Polled(data, now)
+
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
         if length < 1:
             return b""
         with self.counters.timed("get_object") as traffic, self._reading(key) as file:
-            if if_match is not None and _etag(os.fstat(file.fileno())) != if_match:
+            if if_match is not None and etag_of(os.fstat(file.fileno())) != if_match:
                 raise replaced(key, self.url)
             file.seek(start)
+            data = file.read(length)
+            traffic.down = len(data)
+        return data
+
+    def get_tail(self, key: str, length: int) -> bytes:
+        if length < 1:
+            return b""
+        with self.counters.timed("get_object") as traffic, self._reading(key) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - length))
             data = file.read(length)
             traffic.down = len(data)
         return data
@@ -174,9 +201,10 @@ class DirectoryBucket(Bucket):
         if_none_match: bool = False,
         if_match: str | None = None,
         progress: Callable[[int], None] | None = None,
+        always_multipart: bool = False,
     ) -> str:
         path = self._path(key)
-        with self.counters.timed("put_object") as traffic, self._temporary() as new:
+        with self.counters.timed("put_object") as traffic, self._temporary.new() as new:
             traffic.up = new.fill(chunks, progress or (lambda size: None))
             with self._locked():
                 now = _existing_etag(path)
@@ -188,13 +216,13 @@ class DirectoryBucket(Bucket):
     def copy(self, src: str, dst: str) -> bool:
         self._path(dst)
         # Under the lock, so that nobody removes the metadata of what is being read.
-        with self.counters.timed("copy_object"), self._temporary() as new, self._locked():
+        with self.counters.timed("copy_object"), self._temporary.new() as new, self._locked():
             try:
                 with open(self._path(src), "rb") as source:
                     new.fill(iter(partial(source.read, _CHUNK), b""), lambda size: None)
             except FileNotFoundError:
                 return False
-            metadata = self._metadata_of(src, new.checksum)
+            metadata = self._sidecars.of_content(src, new.checksum)
             self._publish(new, dst, metadata, exclusive=False)
         return True
 
@@ -205,8 +233,8 @@ class DirectoryBucket(Bucket):
                 return
             with self._locked(), suppress(FileNotFoundError):
                 path.unlink()
-                self._drop_metadata(key)
-                _sync(path.parent)
+                self._sidecars.drop(key)
+                sync_folder(path.parent)
                 self._prune(path.parent)
 
     def delete_many(self, keys: Iterable[str]) -> None:
@@ -228,6 +256,15 @@ class DirectoryBucket(Bucket):
         with self.counters.timed("list_objects"):
             found = list(self._walk(self._root, "", prefix))
         return iter(found)
+
+    def abort_uploads(
+        self,
+        prefix: str,
+        *,
+        before: float,
+        wanted: Callable[[str], bool] = lambda key: True,
+    ) -> list[str]:
+        return self._temporary.remove_older_than(before)
 
     def generate_presigned_get(self, key: str, *, expires_in: int) -> str:
         check_expiry(expires_in)
@@ -277,7 +314,7 @@ class DirectoryBucket(Bucket):
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        _make_folders(self._private)
+        make_folders(self._private)
         with open(self._private / "lock", "ab", opener=_private_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
@@ -285,35 +322,22 @@ class DirectoryBucket(Bucket):
             finally:  # closing is not enough: a child forked meanwhile has the file open too
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
-    @contextmanager
-    def _temporary(self) -> Iterator["_NewObject"]:
-        folder = self._private / "tmp"
-        _make_folders(folder)
-        if not self._swept:
-            _remove_stale(folder)
-            self._swept = True
-        descriptor, name = tempfile.mkstemp(dir=folder)
-        try:
-            with open(descriptor, "wb") as file:
-                yield _NewObject(file, Path(name))
-        finally:
-            # still there unless it was renamed
-            Path(name).unlink(missing_ok=True)
-
     def _publish(
-        self, new: "_NewObject", key: str, metadata: Mapping[str, str], *, exclusive: bool
+        self, new: NewFile, key: str, metadata: Mapping[str, str], *, exclusive: bool
     ) -> None:
         """Put a finished file in its place, under the lock, its metadata first."""
         path = self._path(key)
-        _make_folders(path.parent)
-        if metadata:
-            self._write_metadata(key, new.checksum, metadata)
+        make_folders(path.parent)
+        self._sidecars.write(key, new.checksum, metadata)
         if exclusive:
             self._link(new.path, path, key)
         else:
             os.replace(new.path, path)
-        _sync(path.parent)
-        self._drop_metadata(key, keep=_sidecar_name(new.checksum) if metadata else None)
+        sync_folder(path.parent)
+        if metadata:
+            self._sidecars.drop_others(key, new.checksum)
+        else:
+            self._sidecars.drop(key)
 
     def _link(self, source: Path, path: Path, key: str) -> None:
         # a rename would replace the object of a writer that does not take the lock
@@ -328,52 +352,6 @@ class DirectoryBucket(Bucket):
                 f"Could not write {key!r} at {self.url}: this file system has no hard links, "
                 "without which two writers cannot be kept apart. Choose a folder on another."
             ) from error
-
-    def _sidecars(self, key: str) -> Path:
-        name = quote(key, safe="", errors="surrogateescape")
-        if len(name) > _LONGEST_NAME:
-            # "=" is never in a quoted key
-            name = "=" + hashlib.sha256(os.fsencode(key)).hexdigest()
-        return self._private / "meta" / name
-
-    def _metadata(self, key: str, file: IO[bytes]) -> dict[str, str]:
-        if not self._sidecars(key).is_dir():
-            return {}
-        checksum = 0
-        while chunk := file.read(_CHUNK):
-            checksum = crc64.go_iso(chunk, checksum)
-        return self._metadata_of(key, checksum)
-
-    def _metadata_of(self, key: str, checksum: int) -> dict[str, str]:
-        path = self._sidecars(key) / _sidecar_name(checksum)
-        try:
-            metadata: dict[str, str] = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise BucketError(
-                f"Could not read the metadata of {key!r} at {self.url}: {path} is damaged. "
-                "Delete that file to use the object without metadata."
-            ) from error
-        return metadata
-
-    def _write_metadata(self, key: str, checksum: int, metadata: Mapping[str, str]) -> None:
-        folder = self._sidecars(key)
-        _make_folders(folder)
-        with self._temporary() as sidecar:
-            sidecar.fill([json.dumps(dict(metadata)).encode()], lambda size: None)
-            os.replace(sidecar.path, folder / _sidecar_name(checksum))
-        _sync(folder)
-
-    def _drop_metadata(self, key: str, keep: str | None = None) -> None:
-        folder = self._sidecars(key)
-        if keep is None:
-            with suppress(FileNotFoundError):
-                rmtree(folder)
-            return
-        for sidecar in folder.iterdir():
-            if sidecar.name != keep:
-                sidecar.unlink()
 
     def _prune(self, folder: Path) -> None:
         """Remove folders that a deletion emptied: in a store of S3 none would be left."""
@@ -402,33 +380,6 @@ class DirectoryBucket(Bucket):
                         yield _info(key, entry.stat(follow_symlinks=False))
 
 
-class _NewObject:
-    """A file being written that is to become an object."""
-
-    def __init__(self, file: IO[bytes], path: Path) -> None:
-        self.path = path
-        self.checksum = 0
-        self.etag = ""
-        self._file = file
-
-    def fill(self, chunks: Iterable[bytes | bytearray], report: Callable[[int], None]) -> int:
-        """Write the content and bring it to the disk; its size in bytes."""
-        size = 0
-        for chunk in chunks:
-            self._file.write(chunk)
-            self.checksum = crc64.go_iso(chunk, self.checksum)
-            size += len(chunk)
-            report(len(chunk))
-        self._file.flush()
-        descriptor = self._file.fileno()
-        # The clock of file times ticks every few ms: two objects of one tick would share an ETag.
-        now = time.time_ns()
-        os.utime(descriptor, ns=(now, now))
-        os.fsync(descriptor)
-        self.etag = _etag(os.fstat(descriptor))
-        return size
-
-
 def _key_fault(key: str) -> str:
     parts = key.split("/")
     if not key:
@@ -443,57 +394,19 @@ def _key_fault(key: str) -> str:
         longest = max(len(os.fsencode(part)) for part in parts)
     except UnicodeEncodeError:
         return "it is not valid Unicode"
-    return "" if longest <= _LONGEST_NAME else f"a component is over {_LONGEST_NAME} bytes"
+    return "" if longest <= LONGEST_NAME else f"a component is over {LONGEST_NAME} bytes"
 
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, status.st_size, _etag(status), status.st_mtime, {})
-
-
-def _etag(status: os.stat_result) -> str:
-    return f'"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"'
+    return ObjectInfo(key, status.st_size, etag_of(status), status.st_mtime, {})
 
 
 def _existing_etag(path: Path) -> str | None:
     try:
-        return _etag(os.stat(path))
+        return etag_of(os.stat(path))
     except FileNotFoundError:
         return None
 
 
-def _sidecar_name(checksum: int) -> str:
-    return f"{checksum:016x}.json"
-
-
 def _private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _make_folders(folder: Path) -> None:
-    """Make a folder and those above it, each 0700 and synced into the one above."""
-    if folder.is_dir():
-        return
-    _make_folders(folder.parent)
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if not folder.is_dir():
-            raise
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what writers left that died more than a day ago."""
-    oldest = time.time() - STALE_SECONDS
-    for path in folder.iterdir():
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()

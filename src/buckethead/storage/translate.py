@@ -388,7 +388,8 @@ def _fault_of_reply(error: BaseException) -> Fault:
 
 
 def _reply(error: BaseException) -> dict[str, Any]:
-    response: dict[str, Any] = getattr(error, "response", {})
+    # None in those of botocore's errors that say a connection failed
+    response: dict[str, Any] = getattr(error, "response", None) or {}
     return response
 
 
