@@ -2,10 +2,12 @@
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -25,10 +27,12 @@ from buckethead.errors import (
     VolumeError,
 )
 from buckethead.image import database
-from buckethead.image.pages import PageImage
+from buckethead.storage import layout
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import open_bucket
-from buckethead.storage.snapshot import FlushResult, IntegrityCheck, read_image
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import Restored, restore
+from buckethead.storage.snapshot import FlushResult
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,
@@ -81,7 +85,10 @@ def test_the_quickstart_of_0_1_runs_as_it_is_written(bucket_config: BucketConfig
         bh.connection.commit()
     with BucketSQLite(cfg) as bh:
         assert bh.connection.execute("SELECT name FROM users").fetchall() == [("alice",)]
-    assert list(open_bucket(cfg).list_keys()) == [cfg.key]
+    place = Place(cfg.key)
+    assert sorted(open_bucket(cfg).list_keys()) == sorted(
+        (place.image, place.delta(1), layout.probe(cfg.key))
+    )
 
 
 def test_the_default_is_the_default_directory(
@@ -198,12 +205,12 @@ def test_one_key_in_two_places_can_be_started_at_once(
 ) -> None:
     gate = Gate()
 
-    def held(bucket: Bucket, key: str, *, integrity_check: IntegrityCheck) -> PageImage | None:
+    def held(bucket: Bucket, place: Place, **more: Any) -> Restored | None:
         if "first" in bucket.url:
             gate()
-        return read_image(bucket, key, integrity_check=integrity_check)
+        return restore(bucket, place, **more)
 
-    monkeypatch.setattr("buckethead.registry.read_image", held)
+    monkeypatch.setattr("buckethead.registry.restore", held)
     first = Outcome(BucketSQLite(directory(tmp_path / "first")).start)
     gate.wait_until_reached()
     second = Outcome(BucketSQLite(directory(tmp_path / "second")).start)
@@ -304,10 +311,15 @@ def test_callbacks_and_their_arguments(config: BucketConfig, bucket: Controlled)
     assert calls.made == []
     result = bh.force_flush()
     assert calls.made == [("start",), ("complete", result.bytes_written)]
-    assert result.bytes_written == 8192
+    delta = bucket.head(Place(config.key).delta(1))
+    assert delta is not None
+    assert result.bytes_written == delta.size
     calls.made.clear()
+    image = bh.checkpoint()
+    assert image.bytes_written == 8192
+    assert calls.made == [], "an image is no flush: what it saves was flushed before"
     requests = bucket.counters.requests
-    unchanged = FlushResult(False, 0, result.snapshot_hash)
+    unchanged = FlushResult(False, 0, image.snapshot_hash, txid=1)
     assert [bh.force_flush(), bh.flush(), bh.checkpoint()] == [unchanged] * 3
     assert calls.made == [("complete", 0)] * 3, "0 bytes: nothing had changed"
     assert bucket.counters.requests == requests
@@ -319,7 +331,9 @@ def test_callbacks_and_their_arguments(config: BucketConfig, bucket: Controlled)
     assert calls.made == [("start",), ("error", raised.value)]
     bucket.on_chunk = nothing
     bh.stop()
-    assert calls.made[2:] == [("start",), ("complete", 8192)]
+    delta = bucket.head(Place(config.key).delta(2))
+    assert delta is not None
+    assert calls.made[2:] == [("start",), ("complete", delta.size)]
 
 
 def test_an_automatic_flush_calls_back_from_the_flusher(config: BucketConfig) -> None:
@@ -366,7 +380,7 @@ def test_flush_within_the_minimum_interval_is_put_off(
         bh.connection.execute("CREATE TABLE t(a)")
         assert bh.flush().uploaded, "the first one is not put off"
         clock[0] += 1.5
-        assert bh.flush() == FlushResult(False, 0, bh.force_flush().snapshot_hash)
+        assert bh.flush() == bh.force_flush() == FlushResult(False, 0, None, txid=1)
         bh.connection.execute("INSERT INTO t VALUES(1)")
         put_off = bh.flush()
         assert (put_off.uploaded, put_off.debounced) == (False, True)
@@ -465,8 +479,8 @@ def test_the_status_reporter_is_told(config: BucketConfig, bucket: Controlled) -
             bh.force_flush()
         bucket.on_chunk = nothing
     failed, saved = output.getvalue().splitlines()
-    assert "x.db  not saved, still in memory: BucketDeniedError: Could not write" in failed
-    assert "x.db  saved 2 pages, 8.2 kB in" in saved
+    assert "x.db  not saved, still in memory: BucketDeniedError: Could not publish" in failed
+    assert re.search(r"x\.db  saved 2 pages, [34]\d\d bytes in", saved)
 
 
 def test_profiles_are_written_at_stop(config: BucketConfig, tmp_path: Path) -> None:
@@ -477,7 +491,14 @@ def test_profiles_are_written_at_stop(config: BucketConfig, tmp_path: Path) -> N
     bh.stop()
     (path,) = tmp_path.glob("profiles/*/io.json")
     counts = json.loads(path.read_text())
-    assert counts["operations"]["put_object"]["bytes_up"] == 8192
+    bucket, place = open_bucket(config), Place(config.key)
+    image, delta, probe = (
+        len(bucket.get_bytes(key))
+        for key in (place.image, place.delta(1), layout.probe(config.key))
+    )
+    assert image == 8192
+    # the probe is written twice, and refused the second time
+    assert counts["operations"]["put_object"]["bytes_up"] == image + delta + 2 * probe
 
 
 def test_a_stop_that_fails_does_not_end_the_profile(
@@ -504,7 +525,15 @@ def test_stats(config: BucketConfig) -> None:
         result = bh.force_flush()
         assert bh.stats.last_flush == result
         assert bh.stats.dirty_pages == 0
-        assert bh.stats.io.operations["put_object"].operations == 1
+        assert (bh.stats.txid, bh.stats.image_txid) == (1, 0)
+        before = bh.stats.io
+        bh.connection.execute("INSERT INTO t VALUES(1)")
+        bh.force_flush()
+        now = bh.stats.io
+        assert now.operations["put_object"].operations == (
+            before.operations["put_object"].operations + 1
+        )
+        assert now.requests == before.requests + 1
 
 
 def test_the_uri_opens_the_database_from_anywhere(config: BucketConfig) -> None:

@@ -1,26 +1,32 @@
-"""The scheduler: one thread for all volumes, asleep while nothing is due, patient with buckets."""
+"""Volumes under the scheduler: flushed when due, patiently with buckets, and saved at the end."""
 
 import contextlib
 import gc
 import io
 import queue
 import shlex
+import sqlite3
 import threading
+import time
 import weakref
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import apsw
 import pytest
 
 import buckethead
-from buckethead import flusher
+from buckethead import checkpoints, flusher, turns
+from buckethead import scheduler as scheduler_module
 from buckethead.config import SnapshotConfig
 from buckethead.core import registry, scheduler
-from buckethead.errors import BucketUnavailableError
-from buckethead.flusher import LONGEST_BACKOFF_SECONDS, Scheduler, rescue
+from buckethead.errors import BucketUnavailableError, FencedError
+from buckethead.flusher import last_flush, rescue, save_all
+from buckethead.lifecycle import Lifecycle
 from buckethead.registry import uri_of
+from buckethead.scheduler import BUSY_SECONDS, LONGEST_BACKOFF_SECONDS, Scheduler
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,
@@ -30,11 +36,16 @@ from volume_tools import (
     Listener,
     Outcome,
     column,
+    control,
     directory,
     fake_time,
     full_disk,
+    nothing,
     nothing_left_mounted,
+    other_process,
+    pages_in,
     plain_file,
+    query,
 )
 
 SOON = SnapshotConfig(interval_seconds=0.01, min_interval_seconds=0.0)
@@ -59,28 +70,48 @@ def commit(name: str) -> None:
     conn.close()
 
 
-def control(volume: Volume, tmp_path: Path) -> Controlled:
-    volume.bucket = bucket = Controlled(tmp_path / "bucket")
+def controlled(volume: Volume, tmp_path: Path) -> Controlled:
+    bucket = Controlled(tmp_path / "bucket")
+    control(volume, bucket)
     return bucket
 
 
+def until(condition: Callable[[], object]) -> None:
+    """Wait until it is so."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be so"
+        time.sleep(0.001)
+
+
 @pytest.fixture
-def idle(monkeypatch: pytest.MonkeyPatch) -> Scheduler:
-    """A scheduler without a thread, on a clock that stands still at 1000."""
-    own = Scheduler(registry)
-    monkeypatch.setattr(flusher, "time", fake_time(monotonic=lambda: 1000.0))
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the scheduler takes for the time; it stands still at 1000."""
+    now = [1000.0]
+    fake = fake_time(monotonic=lambda: now[0])
+    monkeypatch.setattr(scheduler_module, "time", fake)
+    return now
+
+
+@pytest.fixture
+def idle(clock: list[float]) -> Scheduler:
+    """A scheduler without a thread, whose jitter is none, and which serves in the thread that asks
+    it to go on."""
+    own = Scheduler(registry, chance=lambda: 1.0)
+    own._hand_over = lambda job: job()  # type: ignore[method-assign]
     return own
 
 
-def plan_all(own: Scheduler) -> None:
-    """Do what the thread would with what is in the queue."""
-    with contextlib.suppress(queue.Empty):
-        while True:
-            own._serve(own._queue.get_nowait())
+def go_on(own: Scheduler) -> None:
+    """Do what the thread would until nothing is left to do now."""
+    own._step(turns.NOW)
+    while own._queue.qsize():
+        own._step(turns.NOW)
 
 
 def due(own: Scheduler) -> dict[str, float]:
-    return {volume.name: at - 1000.0 for volume, at in own._due_at.items()}
+    """What is planned: seconds from now by name."""
+    return {volume.name: at - 1000.0 for volume, (at, _) in own._timetable._planned.items()}
 
 
 # ---- the thread at work
@@ -90,7 +121,7 @@ def test_a_commit_is_flushed_after_the_interval(tmp_path: Path) -> None:
     volume, listener = mount(tmp_path, "app", SOON)
     commit("app")
     assert listener.finished.wait(PATIENCE)
-    assert volume.bucket.exists("app.db")
+    assert query(volume.bucket, "app.db", "SELECT a FROM t") == [(1,)]
 
 
 def test_one_thread_serves_all_volumes(tmp_path: Path) -> None:
@@ -101,12 +132,12 @@ def test_one_thread_serves_all_volumes(tmp_path: Path) -> None:
     assert all(listener.finished.wait(PATIENCE) for listener in listeners)
     new = [thread.name for thread in threading.enumerate() if thread not in before]
     assert sum(name == "buckethead-scheduler" for name in new) <= 1
-    assert len(new) <= 1 + flusher.WORKERS
+    assert len(new) <= 1 + turns.WORKERS
 
 
 def test_a_failing_bucket_is_tried_again_and_others_go_on(tmp_path: Path) -> None:
     failing, told = mount(tmp_path, "failing", SOON)
-    bucket = control(failing, tmp_path)
+    bucket = controlled(failing, tmp_path)
     bucket.on_chunk = full_disk
     commit("failing")
     assert told.failed.wait(PATIENCE)
@@ -116,11 +147,12 @@ def test_a_failing_bucket_is_tried_again_and_others_go_on(tmp_path: Path) -> Non
     assert failing.changed
     bucket.on_chunk = lambda: None
     assert told.finished.wait(PATIENCE), "there is no second try"
+    assert query(bucket, "failing.db", "SELECT a FROM t") == [(1,)]
 
 
 def test_hanging_uploads_do_not_hold_up_other_volumes(tmp_path: Path) -> None:
     hanging, _ = mount(tmp_path, "hanging", SOON)
-    control(hanging, tmp_path).on_chunk = gate = Gate()
+    controlled(hanging, tmp_path).on_chunk = gate = Gate()
     commit("hanging")
     gate.wait_until_reached()
     _, others = mount(tmp_path, "sound", SOON)
@@ -158,19 +190,36 @@ class RecordingQueue:
         return self.inner.get(timeout=timeout)
 
 
-def test_without_anything_due_the_thread_sleeps_without_end(tmp_path: Path) -> None:
-    volume, listener = mount(tmp_path, "app", SOON)
+def in_thread(own: Scheduler, function: Callable[[], object]) -> object:
+    """The result of a function that the scheduler's thread calls, between two steps."""
+    results: queue.SimpleQueue[object] = queue.SimpleQueue()
+    own._queue.put(lambda: results.put(function()))
+    return results.get(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("checkpoint", ["stop", "flush", "auto"])
+def test_without_anything_due_the_thread_sleeps_without_end(
+    tmp_path: Path, checkpoint: Literal["stop", "flush", "auto"]
+) -> None:
+    """Also where images are written from time to time, once that of the newest state is there."""
+    now_and_then = SOON.model_copy(
+        update={"checkpoint": checkpoint, "checkpoint_interval_seconds": 0.01}
+    )
+    volume, listener = mount(tmp_path, "app", now_and_then)
     own, recorded = Scheduler(registry), RecordingQueue()
     own._queue = recorded  # type: ignore[assignment]
     volume._wake = own.wake
     own.start()
     assert recorded.asleep.wait(PATIENCE)
     assert recorded.timeouts == [None]
-    recorded.asleep.clear()
     commit("app")
     assert listener.finished.wait(PATIENCE)
-    assert recorded.asleep.wait(PATIENCE), "the thread goes on waking up"
-    assert recorded.timeouts[-1] is None
+    until(lambda: in_thread(own, lambda: not own._turns.running and not own._timetable._planned))
+    assert not volume.changed
+    assert volume.wants_checkpoint == (checkpoint == "stop")
+    in_thread(own, recorded.timeouts.clear)
+    until(lambda: recorded.timeouts)
+    assert recorded.timeouts == [None], "the thread goes on waking up"
 
 
 def test_a_very_long_interval_stands_for_never(tmp_path: Path) -> None:
@@ -183,23 +232,23 @@ def test_a_very_long_interval_stands_for_never(tmp_path: Path) -> None:
     assert listener.finished.wait(PATIENCE), "the thread has died"
 
 
-def test_an_unmounted_volume_is_let_go_once_it_was_due(tmp_path: Path) -> None:
+def test_an_unmounted_volume_is_let_go_at_once(tmp_path: Path) -> None:
     def unmounted() -> "weakref.ref[Volume]":
         volume, _ = mount(tmp_path, "gone")
         own.wake(volume)
-        own.schedule(volume, 0.0)
         buckethead.unmount("gone")
+        scheduler.forget(volume)
+        own.forget(volume)
         return weakref.ref(volume)
 
     own, recorded = Scheduler(registry), RecordingQueue()
     own._queue = recorded  # type: ignore[assignment]
     gone = unmounted()
     own.start()
-    # the entry for its interval stays for now; that of the workers ends after the flush
     assert recorded.asleep.wait(PATIENCE)
-    assert own._workers is not None
-    own._workers.shutdown(wait=True)
-    own._due.clear()
+    handled = threading.Event()
+    scheduler._queue.put(handled.set)
+    assert handled.wait(PATIENCE)
     gc.collect()
     assert gone() is None
 
@@ -211,59 +260,76 @@ def test_a_volume_is_due_once_and_at_the_earliest_time(tmp_path: Path, idle: Sch
     volume, _ = mount(tmp_path, "app")
     idle.wake(volume)
     idle.wake(volume)
-    plan_all(idle)
+    go_on(idle)
     assert due(idle) == {"app": 3600.0}
     idle.schedule(volume, 3.0)
     idle.schedule(volume, 7.0)
-    plan_all(idle)
+    go_on(idle)
     assert due(idle) == {"app": 3.0}
 
 
-def test_a_served_entry_makes_way_for_the_next(
-    tmp_path: Path, idle: Scheduler, monkeypatch: pytest.MonkeyPatch
+def test_a_served_volume_is_due_no_more(
+    tmp_path: Path, idle: Scheduler, clock: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served: list[Volume] = []
-    monkeypatch.setattr(idle, "_submit", served.append)
     volume, _ = mount(tmp_path, "app")
+    served: list[float] = []
+    monkeypatch.setattr(volume, "serve", lambda: served.append(clock[0]))
     idle.wake(volume)
     idle.schedule(volume, 3.0)
-    plan_all(idle)
-    monkeypatch.setattr(flusher, "time", fake_time(monotonic=lambda: 1003.0))
-    idle._flush_due()
-    assert served == [volume]
+    go_on(idle)
+    for clock[0] in (1002.9, 1003.0, 5000.0):
+        go_on(idle)
+    assert served == [1003.0]
     assert due(idle) == {}
-    monkeypatch.setattr(flusher, "time", fake_time(monotonic=lambda: 5000.0))
-    idle._flush_due()
-    assert served == [volume], "the later entry was served already"
-    assert idle._due == []
 
 
 def test_failures_back_off_and_commits_do_not_hasten_them(
     tmp_path: Path, idle: Scheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
-    volume, listener = mount(tmp_path, "app", SOON)
+    volume, listener = mount(tmp_path, "app", SOON.model_copy(update={"checkpoint": "stop"}))
     volume._wake = idle.wake
-    bucket = control(volume, tmp_path)
+    bucket = controlled(volume, tmp_path)
     bucket.on_chunk = full_disk
     commit("app")
     delays = []
     for _ in range(10):
-        idle._due_at.clear()
-        idle._flush(volume)
+        idle.schedule(volume, 0.0)
+        go_on(idle)
         commit("app")
-        plan_all(idle)
+        go_on(idle)
         delays.append(due(idle)["app"])
     assert delays[:4] == [2.0, 4.0, 8.0, 16.0]
     assert delays[-1] == LONGEST_BACKOFF_SECONDS
-    assert "flush of 'app' failed, next try in 2 s: Could not write the image" in caplog.text
+    assert "flush of 'app' failed, next try in 2 s: Could not publish the delta" in caplog.text
     bucket.on_chunk = lambda: None
-    idle._flush(volume)
-    commit("app")
-    idle._due_at.clear()
-    idle.wake(volume)
-    plan_all(idle)
-    assert due(idle) == {"app": pytest.approx(SOON.interval_seconds)}
+    idle.hurry(volume)
+    go_on(idle)
     assert listener.finished.is_set()
+    assert due(idle) == {}
+    commit("app")
+    go_on(idle)
+    assert due(idle) == {"app": pytest.approx(SOON.interval_seconds)}
+
+
+def test_a_flush_plans_the_next_checkpoint_and_then_nothing_is_due(
+    tmp_path: Path, idle: Scheduler, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = fake_time(monotonic=lambda: clock[0])
+    monkeypatch.setattr(checkpoints, "time", fake)
+    volume, _ = mount(tmp_path, "app", SOON)
+    volume._wake = idle.wake
+    commit("app")
+    go_on(idle)
+    clock[0] += 100.0
+    go_on(idle)
+    assert not volume.changed
+    assert due(idle) == {"app": SOON.checkpoint_interval_seconds}
+    assert not volume.bucket.exists("app.db")
+    clock[0] += 200.0
+    go_on(idle)
+    assert due(idle) == {}
+    assert volume.bucket.exists("app.db")
+    assert not volume.wants_checkpoint
 
 
 def test_a_bug_in_a_flush_is_logged_with_its_traceback(
@@ -277,27 +343,57 @@ def test_a_bug_in_a_flush_is_logged_with_its_traceback(
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(volume, "flush", broken)
-    idle._flush(volume)
+    monkeypatch.setattr(volume, "serve", broken)
+    idle.hurry(volume)
+    go_on(idle)
     assert [record.exc_info is not None for record in caplog.records] == [True]
-    plan_all(idle)
     assert due(idle) == {"app": 2.0}
 
 
 def test_a_worker_does_not_wait_for_a_flush_that_is_running(
-    tmp_path: Path, idle: Scheduler
+    tmp_path: Path, idle: Scheduler, clock: list[float]
 ) -> None:
-    volume, listener = mount(tmp_path, "app", SOON)
+    volume, listener = mount(tmp_path, "app")
+    volume._wake = lambda volume: None
     commit("app")
-    with ThreadPoolExecutor(1) as other:
-        other.submit(volume.flushing.acquire).result()
-        idle._flush(volume)
-        plan_all(idle)
-        assert due(idle) == {"app": pytest.approx(SOON.interval_seconds)}
-        assert not listener.finished.is_set()
-        other.submit(volume.flushing.release).result()
-    idle._flush(volume)
+    let_go = Gate()
+
+    def hold() -> None:
+        with volume.flushing:
+            let_go()
+
+    holding = Outcome(hold)
+    let_go.wait_until_reached()
+    idle.hurry(volume)
+    go_on(idle)
+    assert due(idle) == {"app": pytest.approx(BUSY_SECONDS)}
+    assert not listener.finished.is_set()
+    let_go.open()
+    holding.get()
+    clock[0] += 1.0
+    go_on(idle)
     assert listener.finished.is_set()
+
+
+def test_a_fenced_volume_is_served_no_more(
+    tmp_path: Path,
+    idle: Scheduler,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    volume, _ = mount(tmp_path, "app")
+
+    def fenced() -> None:
+        raise FencedError("another writer has taken over")
+
+    monkeypatch.setattr(volume, "serve", fenced)
+    for _ in range(3):
+        idle.hurry(volume)
+        idle.wake(volume)
+        go_on(idle)
+    assert due(idle) == {}
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["app is not flushed any more: another writer has taken over"]
 
 
 # ---- shutting down
@@ -325,7 +421,7 @@ def test_shutting_down_saves_what_cannot_be_flushed_in_time(
     monkeypatch.chdir(tmp_path)
     hurried = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=0.05)
     volume, _ = mount(tmp_path, "hanging", hurried)
-    control(volume, tmp_path).on_chunk = gate = Gate()
+    controlled(volume, tmp_path).on_chunk = gate = Gate()
     commit("hanging")
     own, terminated = Scheduler(registry), threading.Event()
     own.terminate = terminated.set
@@ -335,17 +431,16 @@ def test_shutting_down_saves_what_cannot_be_flushed_in_time(
     saved = list(tmp_path.glob("buckethead-rescue-hanging-*.db"))
     assert len(saved) == 1
     said = capsys.readouterr().err
-    assert "'hanging' could not be flushed (another flush of it did not end)" in said
+    assert "'hanging' could not be flushed (no flush of it ended in time)" in said
     assert str(saved[0]) in said
     gate.open()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_shutting_down_terminates_whatever_goes_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume, _ = mount(tmp_path, "app")
-    control(volume, tmp_path).on_chunk = full_disk
+    controlled(volume, tmp_path).on_chunk = full_disk
     commit("app")
 
     def broken(*_: object) -> None:
@@ -357,8 +452,180 @@ def test_shutting_down_terminates_whatever_goes_wrong(
     own.start()
     own.shut_down()
     assert terminated.wait(PATIENCE)
-    assert own._thread is not None
-    own._thread.join(PATIENCE)
+
+
+def test_time_that_is_up_still_saves_every_volume_behind_one_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hurried = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=0.05)
+    gate = Gate()
+    for number in range(turns.WORKERS):  # more than one store may have workers
+        volume, _ = mount(tmp_path, f"v{number}", hurried)
+        controlled(volume, tmp_path).on_chunk = gate
+        commit(f"v{number}")
+    own, terminated = Scheduler(registry), threading.Event()
+    own.terminate = terminated.set
+    own.start()
+    own.shut_down()
+    assert terminated.wait(PATIENCE)
+    assert len(list(tmp_path.glob("buckethead-rescue-v*.db"))) == turns.WORKERS
+    gate.open()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_shutting_down_saves_what_a_fenced_volume_has_to_a_file(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    known: bool,
+) -> None:
+    """Whether or not it knew before that it is fenced."""
+    monkeypatch.chdir(tmp_path)
+    volume, _ = mount(tmp_path, "app")
+    commit("app")
+    volume.flush()
+    with other_process(volume.config) as (theirs, conn):
+        conn.execute("INSERT INTO t VALUES(2)")
+        theirs.flush()
+    commit("app")
+    own, terminated = Scheduler(registry), threading.Event()
+    own.terminate = terminated.set
+    if known:
+        with pytest.raises(FencedError):
+            volume.flush()
+        own.hurry(volume)  # which serves it no more
+    own.start()
+    own.shut_down()
+    assert terminated.wait(PATIENCE)
+    (path,) = tmp_path.glob("buckethead-rescue-app-*.db")
+    with contextlib.closing(sqlite3.connect(path)) as saved:
+        assert saved.execute("SELECT a FROM t").fetchall() == [(1,), (1,)]
+    assert "another writer" in capsys.readouterr().err
+    assert query(volume.bucket, "app.db", "SELECT a FROM t") == [(1,), (2,)]
+    assert not volume.bucket.exists("app.db"), "invariant 9: it writes no image either"
+
+
+# ---- saving: a flush, then a checkpoint where one is wanted
+
+
+class Checkpointing:
+    """Lets a volume want a checkpoint until it has had one that succeeded."""
+
+    def __init__(self, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trouble: BaseException | None = None
+        self.tried = 0
+        self.wanted = True
+        kind = type("Wanting", (Volume,), {"wants_checkpoint": property(lambda _: self.wanted)})
+        monkeypatch.setattr(volume, "__class__", kind)
+        monkeypatch.setattr(volume, "checkpoint", self)
+
+    def __call__(self) -> None:
+        self.tried += 1
+        if self.trouble is not None:
+            raise self.trouble
+        self.wanted = False
+
+
+def test_what_is_flushed_but_not_checkpointed_is_checkpointed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume, _ = mount(tmp_path, "app")
+    checkpointing = Checkpointing(volume, monkeypatch)
+    own, terminated = Scheduler(registry), threading.Event()
+    own.terminate = terminated.set
+    own.start()
+    own.shut_down()
+    assert terminated.wait(PATIENCE)
+    assert checkpointing.tried == 1
+    Lifecycle(registry, own).at_exit()
+    assert checkpointing.tried == 1, "there is nothing left to do"
+
+
+@pytest.mark.parametrize("trouble", [BucketUnavailableError("away"), KeyboardInterrupt()])
+def test_a_checkpoint_that_fails_is_a_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trouble: BaseException,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    volume, listener = mount(tmp_path, "app")
+    checkpointing = Checkpointing(volume, monkeypatch)
+    checkpointing.trouble = trouble
+    commit("app")
+    last_flush(volume, 1.0)
+    assert listener.finished.is_set()
+    assert checkpointing.tried == 1
+    assert "'app' could not be checkpointed" in caplog.text
+    assert list(tmp_path.glob("buckethead-rescue-*")) == []
+
+
+def test_a_last_flush_waits_for_no_checkpoint_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    volume, _ = mount(tmp_path, "app")
+    bucket = controlled(volume, tmp_path)
+    commit("app")
+    volume.flush()
+    bucket.on_chunk = gate = Gate()
+    checkpointing = Outcome(volume.checkpoint)
+    gate.wait_until_reached()
+    bucket.on_chunk = nothing
+    commit("app")
+    last_flush(volume, 0.05)
+    assert "'app' could not be checkpointed (no flush of it ended in time)" in caplog.text
+    assert query(bucket, "app.db", "SELECT count(*) FROM t") == [(2,)]
+    gate.open()
+    checkpointing.get()
+    assert list(tmp_path.glob("buckethead-rescue-*")) == []
+
+
+def test_while_a_last_flush_writes_the_image_others_can_wait_for_their_commits(
+    tmp_path: Path,
+) -> None:
+    volume, _ = mount(tmp_path, "app")
+    bucket = controlled(volume, tmp_path)
+    commit("app")
+    volume.flush()
+    bucket.on_chunk = gate = Gate()
+    last = Outcome(lambda: last_flush(volume, PATIENCE))
+    gate.wait_until_reached()
+    bucket.on_chunk = nothing
+    commit("app")
+    waiting = Outcome(volume.wait)
+    waiting.get()
+    assert query(bucket, "app.db", "SELECT count(*) FROM t") == [(2,)]
+    gate.open()
+    last.get()
+
+
+def test_at_exit_a_store_that_fails_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once the time is up it is asked no more, and the others are."""
+    monkeypatch.chdir(tmp_path)
+    tries: list[str] = []
+
+    def fail(name: str) -> None:
+        tries.append(name)
+        full_disk()
+
+    for name in ("bad1", "bad2", "good"):
+        place = tmp_path if name == "good" else tmp_path / "other"
+        volume, _ = mount(place, name)
+        commit(name)
+        if name != "good":
+            controlled(volume, place).on_chunk = partial(fail, name)
+    save_all(registry.volumes(), deadline=0.0)
+    assert tries == ["bad1"]
+    good = registry.volumes()[-1].bucket
+    assert good.exists("good.db")
+    assert query(good, "good.db", "SELECT a FROM t") == [(1,)]
+    assert pages_in(Controlled(tmp_path / "other" / "bucket"), "bad1.db") is None
+    assert len(list(tmp_path.glob("buckethead-rescue-bad?-*.db"))) == 2
+    assert capsys.readouterr().err.count("saved to") == 2
 
 
 # ---- rescue
@@ -415,7 +682,7 @@ def test_a_closed_stderr_does_not_stop_a_rescue(
 
 def test_what_was_committed_during_a_flush_is_flushed_too(tmp_path: Path) -> None:
     volume, _ = mount(tmp_path, "app", SOON)
-    bucket = control(volume, tmp_path)
+    bucket = controlled(volume, tmp_path)
     bucket.on_chunk = gate = Gate()
     commit("app")
     gate.wait_until_reached()

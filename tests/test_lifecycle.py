@@ -1,6 +1,7 @@
 """The process around the volumes, in child processes: killed, signalled, exiting and forked.
 
-What the bucket holds afterwards is read as a plain SQLite file by this process.
+What the bucket holds afterwards is read by this process: the newest state, from the history, and
+the image, as the plain SQLite file that it is.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from buckethead.storage.directory import open_bucket
+from buckethead.storage.directory import DirectoryBucket, open_bucket
 from servers import Server, fresh_bucket
 from volume_tools import query
 
@@ -38,11 +39,18 @@ class uploads:
     put_parts = DirectoryBucket.put_parts
     started = threading.Event()
     before = staticmethod(lambda: None)
+    before_image = staticmethod(lambda: None)
 
 def put_parts(self, chunks, key, **more):
-    uploads.started.set()
-    uploads.before()
+    if not key.endswith("/probe"):
+        uploads.started.set()
+        uploads.before()
+        if not is_delta(key):
+            uploads.before_image()
     return uploads.put_parts(self, chunks, key, **more)
+
+def is_delta(key):
+    return key.endswith(".ltx")
 
 DirectoryBucket.put_parts = put_parts
 
@@ -96,7 +104,16 @@ class Child:
     def image(self) -> Path:
         return self.folder / "bucket" / "x.db"
 
-    def saved(self, path: Path | None = None) -> list[object]:
+    @property
+    def bucket(self) -> DirectoryBucket:
+        return DirectoryBucket(self.folder / "bucket")
+
+    def saved(self, key: str = "x.db") -> list[object]:
+        """The rows of the newest state in the bucket, which must be sound."""
+        assert query(self.bucket, key, "PRAGMA integrity_check") == [("ok",)]
+        return [row[0] for row in query(self.bucket, key, "SELECT a FROM t ORDER BY a")]
+
+    def rows(self, path: Path | None = None) -> list[object]:
         """The rows of the image in the bucket, or of another file, which must be sound."""
         plain = sqlite3.connect(path or self.image)
         assert plain.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -156,37 +173,74 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert child.saved() == list(range(1, 20))
 
 
-def test_a_process_killed_in_the_middle_of_an_upload_leaves_the_old_image(start: Start) -> None:
+def test_invariant_8_what_was_waited_for_survives_sigkill(start: Start) -> None:
+    """Also where threads share publications; what nobody waited for is lost, whole."""
     child = start(
         STARTED
         + """
-bh.force_flush()
-bh.connection.execute("INSERT INTO t VALUES(2)")
+durable = threading.Barrier(5)
 
-def put_parts(self, chunks, key, **more):
-    def cut():
-        yield next(iter(chunks))[:5000]
-        os.kill(os.getpid(), signal.SIGKILL)
-    return uploads.put_parts(self, cut(), key, **more)
+def work(first):
+    own = bh.connect()
+    for number in range(first, first + 5):
+        own.execute("INSERT INTO t VALUES(?)", (number,))
+        bh.wait()
+    durable.wait(60)
 
-DirectoryBucket.put_parts = put_parts
-bh.force_flush()
+for first in range(10, 50, 10):
+    threading.Thread(target=work, args=(first,), daemon=True).start()
+durable.wait(60)
+bh.connection.execute("INSERT INTO t VALUES(99)")
+os.kill(os.getpid(), signal.SIGKILL)
 """
     ).end()
+    assert child.code == -signal.SIGKILL, child.complained
+    assert child.saved() == [1] + [ten + one for ten in range(10, 50, 10) for one in range(5)]
+
+
+CUT = """
+def put_parts(self, chunks, key, **more):
+    def cut():
+        yield next(iter(chunks))[:100]
+        os.kill(os.getpid(), signal.SIGKILL)
+    if is_delta(key) == (sys.argv[2] == "delta"):
+        return uploads.put_parts(self, cut(), key, **more)
+    return uploads.put_parts(self, chunks, key, **more)
+
+DirectoryBucket.put_parts = put_parts
+"""
+
+
+@pytest.mark.parametrize(("upload", "newest"), [("delta", [1, 2]), ("image", [1, 2, 3])])
+def test_a_process_killed_in_the_middle_of_an_upload_leaves_what_was_there(
+    start: Start, upload: str, newest: list[int]
+) -> None:
+    child = start(
+        STARTED
+        + """
+bh.checkpoint()
+bh.connection.execute("INSERT INTO t VALUES(2)")
+bh.force_flush()
+bh.connection.execute("INSERT INTO t VALUES(3)")
+"""
+        + CUT
+        + "bh.checkpoint()",
+        upload,
+    ).end()
     assert child.code == -signal.SIGKILL
-    assert child.saved() == [1]
-    assert child.saved(child.folder / "bucket" / "x.db.prev") == [1]
+    assert child.saved() == newest
+    assert child.rows() == [1]
 
 
 # ---- SIGTERM
 
 
-def test_sigterm_flushes_and_then_ends_the_process(start: Start) -> None:
+def test_sigterm_flushes_and_checkpoints_and_then_ends_the_process(start: Start) -> None:
     child = start(STARTED + "wait_for_signals()")
     child.wait_until_ready()
     child.end(signal.SIGTERM)
     assert (child.code, child.complained) == (-signal.SIGTERM, "")
-    assert child.saved() == [1]
+    assert child.saved() == child.rows() == [1]
 
 
 def test_sigterm_calls_the_previous_handler_once_everything_is_flushed(start: Start) -> None:
@@ -273,9 +327,10 @@ def test_sigterm_saves_to_a_file_what_the_bucket_does_not_take(start: Start, tro
     child.end(signal.SIGTERM)
     assert child.code == -signal.SIGTERM
     (path,) = child.rescued()
-    assert child.saved(path) == [1]
+    assert child.rows(path) == [1]
     assert str(path) in child.complained
     assert not child.image.exists()
+    assert list(child.bucket.list_keys("x.db.ltx/main/")) == []
 
 
 # ---- SIGINT
@@ -354,8 +409,8 @@ other.execute("CREATE TABLE t(a); INSERT INTO t VALUES(7)")
 """
     ).end()
     assert (child.code, child.complained) == (0, "")
-    assert child.saved() == [1]
-    assert child.saved(child.folder / "bucket" / "other.db") == [7]
+    assert child.saved() == child.rows() == [1]
+    assert child.saved("other.db") == child.rows(child.folder / "bucket" / "other.db") == [7]
 
 
 def test_exit_by_an_exception_flushes_too(start: Start) -> None:
@@ -380,15 +435,15 @@ def test_exit_saves_to_a_file_what_the_bucket_does_not_take(start: Start) -> Non
     assert len(files) == 2
     for path in files:
         assert path.stat().st_mode & 0o777 == 0o600
-        assert child.saved(path) == list(range(5000))
+        assert child.rows(path) == list(range(5000))
         (line,) = [line for line in child.complained.splitlines() if f"saved to {path};" in line]
         command = shlex.split(line.split("put it back with: ")[1])
         assert command[0] == "buckethead"
         way_back = [sys.executable, "-m", *command]
         subprocess.run(way_back, check=True, cwd=child.folder, capture_output=True, timeout=60)
         key = command[command.index("--key") + 1]
-        assert child.saved(child.folder / "bucket" / key) == list(range(5000))
-    assert "could not be flushed (Could not write the image 'first/x.db'" in child.complained
+        assert child.saved(key) == list(range(5000))
+    assert "could not be flushed (Could not publish the delta 'first/x.db.ltx" in child.complained
     assert "Traceback" not in child.complained
     assert "DATA LOST" not in child.complained
 
@@ -413,6 +468,181 @@ def test_exit_flushes_to_a_store_of_s3_without_new_threads(
         assert (child.code, child.complained) == (0, "")
         found = query(open_bucket(config), "x.db", "SELECT length(a) FROM t")
         assert found == [(20_000_000,)]
+
+
+def test_exit_does_not_wait_for_ever_for_uploads_that_hang(start: Start) -> None:
+    """Two volumes of one store that hangs are saved to files; that of another gets its flush."""
+    child = start(
+        """
+        snapshot = buckethead.SnapshotConfig(
+            interval_seconds=0.01, shutdown_timeout_seconds=0.5
+        )
+
+        def hang_at_first(self, chunks, key, **more):
+            if not key.startswith("x.db"):
+                uploads.started.set()
+                threading.Event().wait()
+            return uploads.put_parts(self, chunks, key, **more)
+
+        DirectoryBucket.put_parts = hang_at_first
+
+        def other(key):
+            return config(key).model_copy(update={"endpoint_url": sys.argv[1] + "/other"})
+
+        for settings in (other("a.db"), other("b.db"), config()):
+            bh = buckethead.BucketSQLite(settings, snapshot).start()
+            bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        assert uploads.started.wait(30)
+        """
+    ).end()
+    assert child.code == 0
+    assert child.saved() == [1]
+    assert [child.rows(path) for path in child.rescued()] == [[1], [1]]
+
+
+def test_exit_saves_a_fleet_by_all_workers_there_are(start: Start) -> None:
+    child = start(
+        """
+        together = threading.Barrier(2)
+
+        def put_parts(self, chunks, key, **more):
+            if is_delta(key):
+                together.wait(30)
+            return uploads.put_parts(self, chunks, key, **more)
+
+        DirectoryBucket.put_parts = put_parts
+        for number in range(10):
+            key = "x.db" if number == 9 else f"{number}.db"
+            bh = buckethead.BucketSQLite(config(key)).start()
+            bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        """
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert len(list((child.folder / "bucket").glob("*.db"))) == 10
+    assert child.saved() == [1]
+
+
+def test_exit_writes_the_delta_and_then_the_image(start: Start) -> None:
+    child = start(
+        STARTED
+        + """
+uploads.before = lambda: say(f"upload, image: {os.path.exists('bucket/x.db')}")
+uploads.before_image = lambda: say(f"image, deltas: {os.listdir('bucket/x.db.ltx/main/0000')}")
+"""
+    ).end()
+    first = "0000000000000001-0000000000000001.ltx"
+    assert child.said.splitlines()[:3] == [
+        "upload, image: False",
+        "upload, image: False",
+        f"image, deltas: ['{first}']",
+    ]
+    assert child.saved() == child.rows() == [1]
+
+
+def test_an_image_that_cannot_be_written_at_exit_is_only_a_warning(start: Start) -> None:
+    child = start(STARTED + "uploads.before_image = full_disk").end()
+    assert child.code == 0
+    assert "'x.db' could not be checkpointed (Could not write the image" in child.complained
+    assert "Traceback" not in child.complained
+    assert child.rescued() == []
+    assert child.saved() == [1]
+    assert not child.image.exists()
+
+
+def test_exit_waits_for_no_image_that_hangs(start: Start) -> None:
+    """And what was committed meanwhile is published all the same."""
+    child = start(
+        """
+        hanging = threading.Event()
+
+        def hang():
+            hanging.set()
+            threading.Event().wait()
+
+        uploads.before_image = hang
+        snapshot = buckethead.SnapshotConfig(
+            interval_seconds=0.01, checkpoint="flush", shutdown_timeout_seconds=0.5
+        )
+        bh = buckethead.BucketSQLite(config(), snapshot).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        assert hanging.wait(30)
+        bh.connection.execute("INSERT INTO t VALUES(2)")
+        """
+    ).end()
+    assert child.code == 0
+    assert "'x.db' could not be checkpointed" in child.complained
+    assert child.rescued() == []
+    assert child.saved() == [1, 2]
+
+
+@pytest.mark.parametrize("known", ["", "known"])
+def test_exit_saves_to_a_file_what_a_fenced_volume_has(start: Start, known: str) -> None:
+    child = start(
+        STARTED
+        + """
+from volume_tools import other_process
+bh.force_flush()
+with other_process(config()) as (theirs, conn):
+    conn.execute("INSERT INTO t VALUES(9)")
+    theirs.flush()
+bh.connection.execute("INSERT INTO t VALUES(2)")
+if sys.argv[2]:
+    try:
+        bh.force_flush()
+    except buckethead.FencedError:
+        say("fenced")
+""",
+        known,
+    ).end()
+    assert (child.code, child.said) == (0, "fenced\n" if known else "")
+    (path,) = child.rescued()
+    assert child.rows(path) == [1, 2]
+    assert "another writer" in child.complained
+    assert str(path) in child.complained
+    assert child.saved() == [1, 9]
+    assert not child.image.exists()
+
+
+def test_waiting_for_a_commit_at_exit_hangs_neither(start: Start) -> None:
+    """One waits in a daemon thread while the exit hook is at work, one in a hook after it."""
+    child = start(
+        """
+        import atexit
+        from buckethead.core import _lifecycle, registry
+
+        def after():
+            bh.connection.execute("INSERT INTO t VALUES(3)")
+            bh.wait(timeout=30)
+            say("durable at the end")
+
+        atexit.unregister(_lifecycle.at_exit)
+        atexit.register(after)
+        atexit.register(_lifecycle.at_exit)
+        bh = buckethead.BucketSQLite(config()).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        exiting, durable = threading.Event(), threading.Event()
+
+        def meanwhile():
+            own = bh.connect()
+            exiting.wait(30)
+            own.execute("INSERT INTO t VALUES(2)")
+            bh.wait(timeout=30)
+            say("durable")
+            durable.set()
+
+        threading.Thread(target=meanwhile, daemon=True).start()
+
+        def until_durable():
+            uploads.before_image = lambda: None
+            exiting.set()
+            assert durable.wait(30)
+
+        uploads.before_image = until_durable
+        """
+    ).end()
+    assert (child.code, child.complained) == (0, "")
+    assert child.said.splitlines() == ["durable", "durable at the end"]
+    assert child.saved() == [1, 2, 3]
 
 
 def test_exit_during_a_running_flush_loses_nothing(start: Start) -> None:
@@ -462,8 +692,16 @@ warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process that
 pid = os.fork()
 if pid == 0:
     signal.alarm(60)
+
+    def own_only(self, chunks, key, **more):
+        if key.startswith("x.db"):
+            os._exit(9)
+        return uploads.put_parts(self, chunks, key, **more)
+
+    DirectoryBucket.put_parts = own_only
     assert bh.connection.execute("SELECT a FROM t").fetchall() == [(1,)]
-    for use in (lambda: bh.connection.execute("INSERT INTO t VALUES(2)"), bh.force_flush):
+    insert = lambda: bh.connection.execute("INSERT INTO t VALUES(2)")
+    for use in (insert, bh.force_flush, bh.checkpoint, bh.wait):
         try:
             use()
         except buckethead.VolumeReadOnlyError as error:
@@ -476,7 +714,7 @@ if pid == 0:
     own.execute("CREATE TABLE t(a); INSERT INTO t VALUES(5)")
     sys.exit(5)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
-assert not os.path.exists("bucket/x.db")
+assert not os.path.exists("bucket/x.db") and not os.path.exists("bucket/x.db.ltx/main")
 bh.connection.execute("INSERT INTO t VALUES(3)")
 bh.force_flush()
 bh.connection.execute("INSERT INTO t VALUES(4)")
@@ -484,7 +722,7 @@ bh.connection.execute("INSERT INTO t VALUES(4)")
     ).end()
     assert (child.code, child.complained) == (0, "")
     assert child.saved() == [1, 3, 4]
-    assert child.saved(child.folder / "bucket" / "own.db") == [5]
+    assert child.saved("own.db") == [5]
     assert child.rescued() == []
 
 
@@ -500,7 +738,7 @@ if pid == 0:
     bh.stop()
     sys.exit(5)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
-assert not os.path.exists("bucket/x.db")
+assert not os.path.exists("bucket/x.db") and not os.path.exists("bucket/x.db.ltx/main")
 """
     ).end()
     assert (child.code, child.complained) == (0, "")
@@ -527,3 +765,31 @@ bh.connection.commit()
     ).end()
     assert (child.code, child.complained) == (0, "")
     assert child.saved() == [1, 2]
+
+
+def test_a_child_forked_while_the_parent_terminates_can_be_terminated(start: Start) -> None:
+    child = start(
+        """
+        import warnings
+        warnings.simplefilter("ignore", DeprecationWarning)
+        go = threading.Event()
+        uploads.before = go.wait
+        bh = buckethead.BucketSQLite(config()).start()
+        bh.connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert uploads.started.wait(30)
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            buckethead.mount("own", config("own.db"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:
+                signal.pause()
+        say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        go.set()
+        wait_for_signals()
+        """
+    ).end()
+    assert child.code == -signal.SIGTERM
+    assert child.said == f"{-signal.SIGTERM}\nready\n"
+    assert child.saved() == [1]

@@ -16,7 +16,7 @@ import buckethead
 from buckethead.config import BucketConfig
 from buckethead.core import registry
 from buckethead.errors import VolumeBusyError, VolumeReadOnlyError
-from buckethead.flusher import NO_THREAD_SECONDS, Scheduler, last_flush, rescue
+from buckethead.flusher import last_flush, rescue
 from buckethead.registry import uri_of
 from buckethead.storage.bucket import BucketClient
 from buckethead.storage.snapshot import flush, restore
@@ -182,20 +182,6 @@ def test_a_rescue_without_a_current_folder_goes_to_the_temporary_one(
     rescue(volume, OSError("away"))
     assert len(list((tmp_path / "elsewhere").iterdir())) == 1
     assert "saved to" in capsys.readouterr().err
-
-
-def test_a_worker_that_cannot_be_started_is_tried_again(
-    volume: Volume, conn: apsw.Connection
-) -> None:
-    class NoThreads:
-        def submit(self, *_: object, **__: object) -> None:
-            raise RuntimeError("can't start new thread")
-
-    own = Scheduler(registry)
-    own._workers = NoThreads()  # type: ignore[assignment]
-    assert own._submit(volume) is None
-    ask = own._queue.get_nowait()
-    assert (ask.volume, ask.delay) == (volume, NO_THREAD_SECONDS)  # type: ignore[union-attr]
 
 
 def child(code: str, folder: Path) -> str:

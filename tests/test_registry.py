@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -16,11 +17,11 @@ from buckethead.errors import (
     ObjectNotFoundError,
     VolumeBusyError,
 )
-from buckethead.image.pages import PageImage
 from buckethead.registry import uri_of
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import open_bucket
-from buckethead.storage.snapshot import IntegrityCheck, read_image
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import Restored, restore
 from buckethead.volume import Volume
 from servers import Server, fresh_bucket
 from volume_tools import (
@@ -64,7 +65,7 @@ def test_a_name_alone_leads_to_the_default_directory(
 ) -> None:
     conn = opened("app")
     conn.execute("CREATE TABLE t(a)")
-    mounted("app").flush()
+    mounted("app").checkpoint()
     default = tmp_path / "buckethead-data"
     assert (default / "app.db").is_file()
     assert caplog.messages == [
@@ -227,12 +228,12 @@ def test_concurrent_mounts_from_threads_give_one_volume(
     reads: list[str] = []
     gate = Gate()
 
-    def held(bucket: Bucket, key: str, *, integrity_check: IntegrityCheck) -> PageImage | None:
-        reads.append(key)
+    def held(bucket: Bucket, place: Place, **more: Any) -> Restored | None:
+        reads.append(place.key)
         gate()
-        return read_image(bucket, key, integrity_check=integrity_check)
+        return restore(bucket, place, **more)
 
-    monkeypatch.setattr("buckethead.registry.read_image", held)
+    monkeypatch.setattr("buckethead.registry.restore", held)
     config = directory(tmp_path)
     first = Outcome(lambda: buckethead.mount("app", config))
     gate.wait_until_reached()
@@ -271,7 +272,7 @@ def test_a_failed_mount_leaves_name_and_key_free(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("buckethead.registry.read_image", interrupted)
+        patch.setattr("buckethead.registry.restore", interrupted)
         with pytest.raises(KeyboardInterrupt):
             buckethead.mount("app", directory(tmp_path))
     assert registry.get("app") is None

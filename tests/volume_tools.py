@@ -1,6 +1,7 @@
 """What tests of mounted volumes share: buckets that a test holds up or makes fail, ways to look at
-what a bucket has, and leaving nothing mounted behind."""
+what a bucket has, a second writer, and leaving nothing mounted behind."""
 
+import itertools
 import os
 import sqlite3
 import threading
@@ -16,10 +17,15 @@ import pytest
 
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
+from buckethead.errors import BucketUnavailableError
+from buckethead.image import vfs
 from buckethead.observability.reporter import FlushOutcome
-from buckethead.storage.contract import Bucket
+from buckethead.registry import Registry, uri_of
+from buckethead.storage import layout
+from buckethead.storage.contract import Bucket, ObjectInfo
 from buckethead.storage.directory import DirectoryBucket
-from buckethead.storage.snapshot import read_image
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import restore
 from buckethead.volume import Volume
 
 PATIENCE = 60.0
@@ -46,12 +52,27 @@ def without_settings(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 class Controlled(DirectoryBucket):
-    """A directory bucket that calls hooks in the middle of an upload and before a copy."""
+    """A directory bucket that calls hooks: in the middle of an upload, of a delta or an image,
+    when one has landed, before a copy, and before it is asked anything."""
 
     def __init__(self, root: Path, **more: Any) -> None:
         super().__init__(root, **more)
         self.on_chunk: Callable[[], None] = nothing
+        self.on_landed: Callable[[], None] = nothing
         self.on_copy: Callable[[], None] = nothing
+        self.on_read: Callable[[], None] = nothing
+
+    def head(self, key: str) -> ObjectInfo | None:
+        self.on_read()
+        return super().head(key)
+
+    def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
+        self.on_read()
+        return super().get_range(key, start, length, if_match=if_match)
+
+    def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.on_read()
+        return super().list_objects(prefix)
 
     def copy(self, src: str, dst: str) -> bool:
         self.on_copy()
@@ -67,16 +88,22 @@ class Controlled(DirectoryBucket):
         if_none_match: bool = False,
         if_match: str | None = None,
         progress: Callable[[int], None] | None = None,
+        always_multipart: bool = False,
     ) -> str:
-        return super().put_parts(
-            self._watched(chunks),
+        is_probe = key.endswith(layout.probe(""))
+        etag = super().put_parts(
+            chunks if is_probe else self._watched(chunks),
             key,
             size=size,
             metadata=metadata,
             if_none_match=if_none_match,
             if_match=if_match,
             progress=progress,
+            always_multipart=always_multipart,
         )
+        if not is_probe:
+            self.on_landed()
+        return etag
 
     def _watched(self, chunks: Iterable[bytes | bytearray]) -> Iterator[bytes | bytearray]:
         for chunk in chunks:
@@ -105,6 +132,16 @@ class Gate:
 def full_disk() -> None:
     """A hook that fails as a full disk does."""
     raise OSError(28, os.strerror(28))
+
+
+def no_answer() -> None:
+    """A hook that fails as a store does that is not heard of in time."""
+    raise BucketUnavailableError("there was no answer in time")
+
+
+def control(volume: Volume, bucket: Bucket) -> None:
+    """Put another bucket behind a mounted volume, in every part of it."""
+    volume.bucket = volume._publisher.bucket = volume._checkpoints._bucket = bucket
 
 
 def fake_time(**functions: Callable[..., object]) -> SimpleNamespace:
@@ -162,18 +199,25 @@ class Listener:
 
 
 def query(bucket: Bucket, key: str, sql: str) -> list[tuple[Any, ...]]:
-    """What the image in a bucket answers, read by Python's own SQLite."""
+    """What the newest state in a bucket answers, read by Python's own SQLite."""
+    pages = pages_in(bucket, key)
+    assert pages is not None, "there is no database"
     with sqlite3.connect(":memory:") as plain:
-        plain.deserialize(bucket.get_bytes(key))
+        plain.deserialize(b"".join(pages))
         rows = plain.execute(sql).fetchall()
     plain.close()
     return rows
 
 
 def pages_in(bucket: Bucket, key: str) -> list[bytes] | None:
-    """The pages of an image in a bucket, checked; None where there is none."""
-    image = read_image(bucket, key)
-    return None if image is None else image.pages
+    """The pages of the newest state in a bucket, checked; None where there is none."""
+    restored = restore(bucket, Place(key))
+    return None if restored is None else restored.image.pages
+
+
+def history(bucket: Bucket, key: str) -> dict[str, bytes]:
+    """Every delta and snapshot of a database, by its key and in the order of the keys."""
+    return {name: bucket.get_bytes(name) for name in sorted(bucket.list_keys(Place(key).history))}
 
 
 def plain_file(path: Path, *statements: str) -> bytes:
@@ -195,7 +239,10 @@ def forget(volume: Volume) -> None:
     with registry._lock:
         if registry._volumes.get(volume.name) is volume:
             del registry._volumes[volume.name]
-            del registry._places[volume.bucket.identity, volume.key]
+            assert volume.home is not None
+            identity, key = volume.home  # its bucket may have been replaced since
+            del registry._places[identity, key]
+            del registry._places[identity, layout.previous(key)]
 
 
 @contextmanager
@@ -208,3 +255,24 @@ def nothing_left_mounted() -> Iterator[None]:
         for volume in registry.volumes():
             if volume not in before:
                 forget(volume)
+
+
+_others = itertools.count(1)
+
+
+@contextmanager
+def other_process(
+    config: BucketConfig, snapshot: SnapshotConfig = NEVER, *, name: str = "other"
+) -> Iterator[tuple[Volume, apsw.Connection]]:
+    """A volume as another process would have it, and a connection to it: its registry is its own,
+    so nothing here knows of it. No scheduler flushes it, and leaving the block publishes nothing.
+    """
+    volume = Registry().mount(name, config, snapshot)
+    private = f"other-process/{next(_others)}"
+    vfs._private[private] = volume
+    connection = apsw.Connection(uri_of(private))
+    try:
+        yield volume, connection
+    finally:
+        connection.close()
+        del vfs._private[private]

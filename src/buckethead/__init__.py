@@ -20,21 +20,27 @@ from .errors import (
     CommitError,
     CommitInterrupted,
     ConfigError,
+    FencedError,
+    HistoryError,
     ObjectNotFoundError,
     PreconditionFailedError,
+    PublicationError,
     SnapshotCorruptError,
     SnapshotError,
+    StaleReadError,
     VolumeBusyError,
     VolumeError,
     VolumeReadOnlyError,
+    WaitTimeoutError,
 )
 from .observability.reporter import RichStatusReporter, StatusReporter
+from .status import VolumeStatus
 from .storage.bucket import BucketClient
 from .storage.contract import Bucket
 from .storage.counters import IOCounters
 from .storage.directory import DirectoryBucket, open_bucket
 from .storage.snapshot import FlushResult
-from .volume import Volume, VolumeStatus
+from .volume import Volume
 
 __all__ = [
     "Bucket",
@@ -52,21 +58,26 @@ __all__ = [
     "ConfigError",
     "Connection",
     "DirectoryBucket",
+    "FencedError",
     "FlushResult",
+    "HistoryError",
     "IOCounters",
     "ObjectNotFoundError",
     "PreconditionFailedError",
     "ProfilingConfig",
+    "PublicationError",
     "RichStatusReporter",
     "SnapshotConfig",
     "SnapshotCorruptError",
     "SnapshotError",
+    "StaleReadError",
     "StatusReporter",
     "Volume",
     "VolumeBusyError",
     "VolumeError",
     "VolumeReadOnlyError",
     "VolumeStatus",
+    "WaitTimeoutError",
     "mount",
     "open_bucket",
     "unmount",

@@ -127,6 +127,8 @@ class BucketConfig(_Model):
     ``endpoint_url=None`` is AWS; ``file:///dir`` is a directory bucket. Without keys boto3 looks
     for credentials as it always does. Timeouts are in seconds, ``part_size`` in bytes: every
     upload but the last part of it has this size, and ``concurrency`` of them run at a time.
+    ``fencing="off"`` is for a store that ignores ``If-None-Match``: then nothing notices a second
+    writer, and each may undo what the other has published.
 
     Raises pydantic.ValidationError, a ValueError, whose text holds no input value.
     """
@@ -146,6 +148,7 @@ class BucketConfig(_Model):
     # a multiple of the largest SQLite page, so that no page crosses a part; S3 wants 5 MiB to 5 GiB
     part_size: int = Field(default=8 * _MIB, ge=5 * _MIB, le=5 * 1024 * _MIB, multiple_of=65536)
     concurrency: int = Field(default=4, ge=1, le=64)
+    fencing: Literal["require", "off"] = "require"
 
     @model_validator(mode="after")
     def _credentials_are_whole(self) -> Self:
@@ -179,17 +182,31 @@ class BucketConfig(_Model):
 
 
 class SnapshotConfig(_Model):
-    """When a changed database is written to its bucket, and how a restored one is checked.
+    """When a changed database is written to its bucket, what is kept of it there, and how a
+    restored one is checked. Times are in seconds.
 
-    ``interval_seconds`` is the time between automatic flushes, ``min_interval_seconds`` the least
-    time between two that are asked for, ``shutdown_timeout_seconds`` what a termination signal
-    leaves for the last one. ``keep_previous`` keeps the image before as ``<key>.prev``.
+    A flush publishes what has changed, ``interval_seconds`` after the first commit;
+    ``min_interval_seconds`` is the least time between two that are asked for. With
+    ``durability="commit"`` every COMMIT publishes before it returns. ``checkpoint`` says when the
+    whole image is written: "auto", as deltas add up and every ``checkpoint_interval_seconds`` in
+    which something was published; with every "flush"; only at the "stop". ``keep_previous`` keeps
+    the image before as ``<key>.prev``. Every state of the last ``retention_seconds`` can be
+    restored. ``shutdown_timeout_seconds`` is what a termination signal leaves for the last flush.
+
+    ``follow_seconds`` is how often a reader looks for what a writer in another process has
+    published; after ``max_staleness_seconds`` without an answer it refuses to read.
     """
 
     interval_seconds: FiniteFloat = Field(default=60.0, gt=0)
     min_interval_seconds: FiniteFloat = Field(default=5.0, ge=0)
     keep_previous: bool = True
+    checkpoint: Literal["auto", "flush", "stop"] = "auto"
+    checkpoint_interval_seconds: FiniteFloat = Field(default=300.0, gt=0)
+    retention_seconds: FiniteFloat = Field(default=86_400.0, gt=0)
+    durability: Literal["flush", "commit"] = "flush"
     integrity_check: Literal["full", "quick", "none"] = "full"
+    follow_seconds: FiniteFloat | None = Field(default=None, gt=0)
+    max_staleness_seconds: FiniteFloat | None = Field(default=None, gt=0)
     shutdown_timeout_seconds: FiniteFloat = Field(default=30.0, gt=0)
 
 

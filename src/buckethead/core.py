@@ -11,21 +11,26 @@ from typing import Self
 
 from .config import DEFAULT_KEY, BucketConfig, ProfilingConfig, SnapshotConfig
 from .connection import Connection
-from .errors import ConfigError, VolumeBusyError
-from .flusher import Lifecycle, Scheduler
+from .errors import ConfigError, VolumeBusyError, VolumeReadOnlyError
+from .follower import Follower
 from .image.connections import install
+from .lifecycle import Lifecycle
 from .observability.profiling import Profiler
 from .observability.reporter import StatusReporter
 from .registry import Registry, config_of, uri_of
+from .scheduler import Scheduler
+from .status import FlushObserver, VolumeStatus, tell
 from .storage.counters import IOCounters
 from .storage.snapshot import FlushResult
-from .volume import FlushObserver, Volume, VolumeStatus
+from .volume import Volume
 
 registry = Registry()
 scheduler = Scheduler(registry)
 _lifecycle = Lifecycle(registry, scheduler)
 
 registry.wake = scheduler.wake
+registry.hurry = scheduler.hurry
+registry.forgotten = scheduler.forget
 registry.mounted_hook = _lifecycle.volume_mounted
 _lifecycle.install()
 install(registry.open)
@@ -42,13 +47,15 @@ def mount(
     return registry.mount(name, config or config_of(name), snapshot_config)
 
 
-def unmount(name: str) -> None:
-    """Publish what the volume still has and forget it. Raises ConfigError when there is none of
-    that name, and BucketError when it cannot be published: then it stays mounted."""
+def unmount(name: str, *, discard: bool = False) -> None:
+    """Publish what the volume still has and forget it; ``discard`` drops what was not published.
+
+    Raises ConfigError when there is none of that name, and when it cannot be published
+    BucketError, or FencedError where another writer has taken over: then it stays mounted."""
     volume = registry.get(name)
     if volume is None:
         raise ConfigError(f"Could not unmount {name!r}: no volume of that name is mounted.")
-    registry.unmount(volume)
+    registry.unmount(volume, discard=discard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,13 @@ class BucketSQLite:
     ``on_flush_error(exc)`` are called in the thread that flushes; what they raise is logged.
     Without ``bucket_config`` the environment's is used, and else ``./buckethead-data``.
 
+    With ``read_only`` it is what another process writes, brought up to date every ``follow``
+    seconds (default: ``follow_seconds`` of the configuration; None: it stays as it was at the
+    start). It never writes, nor claims anything; where this process writes the database itself,
+    it is that database.
+
     Use before `start` raises RuntimeError. Raises ValueError when ``share_config`` and
-    ``project`` are both given.
+    ``project`` are both given, and when ``follow`` is without ``read_only``.
     """
 
     def __init__(
@@ -95,20 +107,28 @@ class BucketSQLite:
         status_reporter: StatusReporter | None = None,
         share_config: object | None = None,
         project: str | None = None,
+        read_only: bool = False,
+        follow: float | None = None,
     ) -> None:
         if share_config is not None and project is not None:
             raise ValueError("share_config and project exclude each other: give one of them")
         if share_config is not None or project is not None:
             raise ConfigError("Sharing is not available in this version: leave it out.")
+        if follow is not None and not read_only:
+            raise ValueError("who follows another process does not write: add read_only=True")
         self._bucket_config = bucket_config
+        self._read_only = read_only
         self._snapshot_config = snapshot_config or SnapshotConfig()
+        if follow is not None:
+            following = {"follow_seconds": follow}
+            self._snapshot_config = SnapshotConfig(**dict(self._snapshot_config) | following)
         self._profiler = Profiler(profiling_config or ProfilingConfig())
         self._observers: list[FlushObserver] = [
             _Callbacks(on_flush_start, on_flush_complete, on_flush_error)
         ]
         if status_reporter is not None:
             self._observers.append(status_reporter)
-        self._volume: Volume | None = None
+        self._volume: Volume | Follower | None = None
         self._connection: Connection | None = None
         self._state = "new"
 
@@ -116,27 +136,34 @@ class BucketSQLite:
 
     def start(self) -> Self:
         """Restore the database and open the connection. Raises RuntimeError when started before,
-        ConfigError, BucketError, SnapshotCorruptError, and VolumeBusyError when this process has
-        the key mounted already."""
+        ConfigError, BucketError, SnapshotCorruptError, HistoryError, and VolumeBusyError when this
+        process has the key mounted already."""
         if self._state != "new":
             raise RuntimeError(f"BucketSQLite was {self._state} already: make a new one")
         config = self._bucket_config or config_of(DEFAULT_KEY.removesuffix(".db"))
         self._profiler.start()
         try:
-            volume = _mount_alone(config, self._snapshot_config)
+            self._volume = self._follow(config) if self._read_only else self._mount(config)
         except BaseException:
             self._profiler.finish(IOCounters())
             raise
-        volume.observers.extend(self._observers)
-        try:
-            self._connection = Connection(uri_of(volume.name))
-        except BaseException:
-            registry.unmount(volume)
-            self._profiler.finish(IOCounters())
-            raise
-        self._volume = volume
         self._state = "started"
         return self
+
+    def _follow(self, config: BucketConfig) -> Volume | Follower:
+        followed = registry.follow(_name_for(config), config, self._snapshot_config)
+        self._connection = Connection(self._uri(followed))
+        return followed
+
+    def _mount(self, config: BucketConfig) -> Volume:
+        volume = _mount_alone(config, self._snapshot_config)
+        volume.observers.extend(self._observers)
+        try:
+            self._connection = Connection(self._uri(volume))
+        except BaseException:
+            registry.unmount(volume)
+            raise
+        return volume
 
     def stop(self) -> None:
         """Publish everything and let the database go. A second call does nothing.
@@ -146,10 +173,12 @@ class BucketSQLite:
         if self._state == "stopped":
             return
         volume = self._started()
-        if not volume.inherited:
-            volume.flush()  # may fail, and then the transaction of `connection` can go on
+        mounted = volume if isinstance(volume, Volume) and not self._read_only else None
+        if mounted is not None and not mounted.inherited:
+            mounted.flush()  # may fail, and then the transaction of `connection` can go on
         self.connection.rollback()  # else unmounting would wait for it
-        registry.unmount(volume)
+        if mounted is not None:
+            registry.unmount(mounted)
         self.connection.close()
         self._state = "stopped"
         self._profiler.finish(volume.bucket.counters)
@@ -165,7 +194,7 @@ class BucketSQLite:
     ) -> None:
         self.stop()
 
-    def _started(self) -> Volume:
+    def _started(self) -> Volume | Follower:
         if self._state != "started" or self._volume is None:
             raise RuntimeError(
                 "BucketSQLite not started: call start(), or use it in a with statement"
@@ -174,12 +203,30 @@ class BucketSQLite:
             )
         return self._volume
 
+    def _writer(self) -> Volume:
+        volume = self._started()
+        if self._read_only or not isinstance(volume, Volume):
+            raise VolumeReadOnlyError(
+                f"Could not publish {volume.name!r}: it was opened with read_only=True, so there "
+                "is nothing of it to publish. Its writer does that."
+            )
+        return volume
+
     # -- SQL --------------------------------------------------------------------------------
 
     @property
     def uri(self) -> str:
         """What any ``apsw.Connection`` of this process opens the database by."""
-        return uri_of(self._started().name)
+        return self._uri(self._started())
+
+    def _uri(self, volume: Volume | Follower) -> str:
+        if not self._read_only:
+            return uri_of(volume.name)
+        if isinstance(volume, Volume):
+            return uri_of(volume.name, mode="ro")
+        times = volume.snapshot.follow_seconds, volume.snapshot.max_staleness_seconds
+        given = zip(("follow", "max_staleness"), times, strict=True)
+        return uri_of(volume.name, mode="ro", **{word: value for word, value in given if value})
 
     @property
     def connection(self) -> Connection:
@@ -196,9 +243,10 @@ class BucketSQLite:
 
     def flush(self) -> FlushResult:
         """Publish what has changed, unless the last flush is younger than the minimum interval:
-        then one is scheduled for its end, and the result says ``debounced``. Raises BucketError.
+        then one is scheduled for its end, and the result says ``debounced``. Raises BucketError;
+        here and below, VolumeReadOnlyError where it was opened ``read_only``.
         """
-        volume = self._started()
+        volume = self._writer()
         delay = volume.seconds_to_wait() if volume.changed else 0.0
         if delay > 0:
             scheduler.schedule(volume, delay)
@@ -208,16 +256,24 @@ class BucketSQLite:
     def force_flush(self) -> FlushResult:
         """Publish what has changed now: every commit made before the call survives the process
         when it returns. Raises BucketError, and everything stays in memory."""
-        return self._told(self._started().flush())
+        return self._told(self._writer().flush())
+
+    def wait(self, version: int | None = None, timeout: float | None = None) -> None:
+        """Return when the bucket has every commit up to ``version``, by default all made so far.
+        Threads that commit and wait at the same time share one flush.
+
+        Raises WaitTimeoutError after ``timeout`` seconds, BucketError, FencedError, and
+        everything stays in memory."""
+        self._writer().wait(version, timeout)
 
     def checkpoint(self) -> FlushResult:
-        """Make the image at the key the newest state. Raises BucketError."""
-        return self._told(self._started().checkpoint())
+        """Flush, and make the image at the key the newest state. Raises BucketError."""
+        return self._told(self._writer().checkpoint())
 
     def _told(self, result: FlushResult) -> FlushResult:
         """The volume reports flushes that wrote something; callbacks hear of the others too."""
         if not result.uploaded:
-            self._started().tell(self._observers[0], "flush_finished", result)
+            tell(self._observers[0], self._writer().name, "flush_finished", result)
         return result
 
     @property
@@ -241,7 +297,7 @@ def _name_for(config: BucketConfig) -> str:
     place = (config.bucket, config.endpoint_url)
     names = (f"{config.bucket}/{number}/{config.key}" for number in itertools.count(2))
     for name in itertools.chain((config.key, f"{config.bucket}/{config.key}"), names):
-        taken = registry.get(name)
+        taken = registry.get(name) or registry.follower(name)
         if taken is None or (taken.config.bucket, taken.config.endpoint_url) == place:
             break
     return name

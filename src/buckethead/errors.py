@@ -15,11 +15,16 @@ the caller as itself and ``except apsw.CantOpenError`` works too.
     │   └── BucketUnavailableError   refused, timed out, throttled, 5xx: worth another try
     ├── SnapshotError                an image could not be written or read   CANTOPEN
     │   └── SnapshotCorruptError     the object at the key is not a sound database image
+    ├── HistoryError                 a gap, a damaged delta, a lost moment   CANTOPEN
     ├── VolumeError                  the volume cannot do this now           CANTOPEN
-    │   └── VolumeBusyError          a transaction or another mount is in the way
+    │   ├── VolumeBusyError          a transaction or another mount is in the way
+    │   ├── StaleReadError           a follower has heard nothing for longer than it may
+    │   └── WaitTimeoutError         not durable yet (also TimeoutError)
     ├── VolumeReadOnlyError          a write where this process may only read   READONLY
+    │   └── FencedError              another writer has taken the history over
     └── CommitError                  COMMIT was cut short                    IOERR
-        └── CommitInterrupted        by Ctrl-C (also KeyboardInterrupt)
+        ├── CommitInterrupted        by Ctrl-C (also KeyboardInterrupt)
+        └── PublicationError         COMMIT had to reach the bucket and did not, or nobody knows
 """
 
 import apsw
@@ -75,6 +80,18 @@ class SnapshotCorruptError(SnapshotError):
     fault = ""
 
 
+class HistoryError(BucketHeadError, _CantOpen):
+    """The deltas of a history do not lead to the state that was asked for.
+
+    The message names the object, its TXID and what can be restored instead. ``txid`` is the one
+    at fault, where there is one.
+    """
+
+    def __init__(self, message: str, txid: int | None = None) -> None:
+        super().__init__(message)
+        self.txid = txid
+
+
 class VolumeError(BucketHeadError, _CantOpen):
     """The volume cannot do this now."""
 
@@ -83,11 +100,26 @@ class VolumeBusyError(VolumeError):
     """A running transaction, or another mount of the same key, is in the way."""
 
 
+class StaleReadError(VolumeError):
+    """A follower has not reached its bucket for longer than ``max_staleness_seconds``."""
+
+
+class WaitTimeoutError(VolumeError, TimeoutError):
+    """The commits waited for are not durable yet; they stay in memory and will be published."""
+
+
 class VolumeReadOnlyError(BucketHeadError, apsw.ReadOnlyError):
     """A write to a volume that this process may only read."""
 
     result = apsw.SQLITE_READONLY
     extendedresult = apsw.SQLITE_READONLY
+
+
+class FencedError(VolumeReadOnlyError):
+    """Another writer has taken the history over: nothing of ours is published any more.
+
+    What was not published stays readable: save it with VACUUM INTO.
+    """
 
 
 class CommitError(BucketHeadError, apsw.IOError):
@@ -103,3 +135,8 @@ class CommitError(BucketHeadError, apsw.IOError):
 
 class CommitInterrupted(CommitError, KeyboardInterrupt):  # noqa: N818 - a KeyboardInterrupt
     """Ctrl-C arrived inside COMMIT."""
+
+
+class PublicationError(CommitError):
+    """With ``durability="commit"``: the transaction did not reach the bucket, so it was rolled
+    back; or whether it did is open, and the message says so."""

@@ -1,25 +1,39 @@
-"""One mounted database: a page image that belongs to an object in a bucket.
+"""One mounted database: a page image that belongs to a history in a bucket.
 
-A volume knows what the bucket has and publishes what it has not: one flush at a time, from a pin,
+A volume knows what the bucket has and publishes what it has not: one delta a flush, from a pin,
 while writers go on. Pages stay dirty until the bucket certainly has them (invariants 3, 12). When
-to flush is the flusher's business.
+to flush is the scheduler's business.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
+from . import refusals
+from .checkpoints import Checkpoints
 from .config import BucketConfig, SnapshotConfig
-from .errors import VolumeError, VolumeReadOnlyError
-from .image.database import Database, Saved
-from .image.pages import PageImage, Version
+from .durable_commit import changes_of, publish_for_certain
+from .errors import (
+    BucketHeadError,
+    FencedError,
+    HistoryError,
+    VolumeBusyError,
+    WaitTimeoutError,
+)
+from .image.database import Database, Saved, Transaction
+from .image.pages import PageImage, Pin, Publication, Version
+from .status import FlushObserver, VolumeStatus, tell
 from .storage.contract import Bucket
-from .storage.counters import IOSnapshot
-from .storage.snapshot import FlushResult, Progress, write_image
+from .storage.images import NewerImageError, Progress, Stamp
+from .storage.layout import Place
+from .storage.publisher import Changes, Published, Publisher
+from .storage.restoring import Restored
+from .storage.snapshot import FlushResult
+from .waiting import NextFlush
 
 WRITERS_GRACE_SECONDS = 5.0
 """What a transaction that is writing while its volume stops has to end, as its busy timeout."""
@@ -27,48 +41,14 @@ WRITERS_GRACE_SECONDS = 5.0
 log = logging.getLogger("buckethead")
 
 
-class FlushObserver(Protocol):
-    """Who wants to know of a volume's flushes. Called in the flushing thread."""
-
-    def flush_started(self, name: str) -> None:
-        """A flush that has something to write begins."""
-
-    def flush_finished(self, name: str, result: FlushResult) -> None:
-        """The bucket has everything that was committed when the flush began."""
-
-    def flush_failed(self, name: str, error: BaseException) -> None:
-        """Nothing was published; everything is still in memory and still dirty."""
-
-
-@dataclass(frozen=True, slots=True)
-class VolumeStatus:
-    """A volume at one moment. Sizes in bytes, times in unix seconds; ``pinned_bytes`` are pages
-    that only readers of older versions still hold."""
-
-    name: str
-    key: str
-    bucket: str
-    version: Version
-    durable_version: Version
-    page_size: int
-    page_count: int
-    size: int
-    dirty_pages: int
-    pins: int
-    oldest_pin_version: Version | None
-    pinned_bytes: int
-    last_flush_at: float | None
-    last_flush: FlushResult | None
-    last_error: str | None
-    io: IOSnapshot
-
-
 class Volume(Database):
     """A mounted database. ``durable_version`` is the newest version that the bucket certainly has.
 
     ``flushing`` guards a publication from beginning to end and the fields that describe the last
-    one. ``wake`` asks the flusher for a flush; it is called after the first commit that follows
-    one, in the committing thread, and must be quick.
+    one; ``_checkpointing`` the writing of an image, which does not hold up publications. ``wake``
+    asks the scheduler for a flush; it is called after the first commit that follows one, in the
+    committing thread, and must be quick. ``hurry`` asks for one as soon as can be. ``reload``
+    reads the newest state once more.
     """
 
     def __init__(
@@ -77,30 +57,77 @@ class Volume(Database):
         config: BucketConfig,
         snapshot: SnapshotConfig,
         bucket: Bucket,
-        image: PageImage,
+        restored: Restored | None,
         wake: Callable[["Volume"], None],
+        hurry: Callable[["Volume"], None],
+        reload: Callable[[], Restored | None],
     ) -> None:
-        super().__init__(name, image)
+        super().__init__(name, restored.image if restored is not None else PageImage())
         self.config = config
         self.snapshot = snapshot
         self.bucket = bucket
         self.key = config.key
+        self._home = (bucket.identity, config.key)
+        self.home = self._home
         self.observers: list[FlushObserver] = []
-        self.durable_version: Version = image.version
+        self.durable_version: Version = self.image.version
         self.last_flush: FlushResult | None = None
         self.last_flush_at: float | None = None  # unix seconds
         self.last_error: BaseException | None = None
         self.inherited = False  # this process is a fork of the one that mounted it
         self.asked = False  # the scheduler has a time for the next flush; set by it
+        self.before_claim: Callable[[Stamp], None] = lambda newest: None
         self._wake = wake
+        self._hurry = hurry
+        self._reload = reload
         self._last_flush_clock: float | None = None  # monotonic seconds
+        self._published_version: Version = -1  # ahead of the image's only in the middle of COMMIT
+        self._fate_open = partial(refusals.fate_open, name)
+        self._checkpointing = threading.RLock()
+        self._streaming = False  # a worker writes an image, and would not come for a flush
+        self._next = NextFlush()
+        place = Place(self.key)
+        self._publisher = Publisher(bucket, place, None, fence=config.fencing == "require")
+        self._checkpoints = Checkpoints(bucket, place, snapshot)
+        self._take(restored)
+        if snapshot.durability == "commit":
+            self.before_commit = self._publish_transaction
 
     def __repr__(self) -> str:
         return f"<volume {self.name!r}: {self.key!r} at {self.bucket.url}>"
 
+    @property
+    def store(self) -> tuple[str, ...]:
+        """What tells the bucket's store and name from any other."""
+        return self.bucket.identity
+
+    @property
+    def interval(self) -> float:
+        """Seconds from the first commit after a flush to the next flush."""
+        return self.snapshot.interval_seconds
+
+    def _take(self, restored: Restored | None) -> None:
+        """Note where the state that was read stands in its history."""
+        self._publisher.stamp = restored.stamp if restored is not None else None
+        self._publisher.adopted = restored.adopted if restored is not None else None
+        self._publisher.claimed = False
+        if restored is None:
+            return
+        self._checkpoints.found(
+            restored.image_txid, restored.delta_bytes, unstamped=restored.stamp is None
+        )
+        if restored.stamp is not None:
+            self._publisher.page_size = restored.image.page_size
+            self.refusal = self._claim
+
     # -- hooks of the VFS -------------------------------------------------------------------
 
     def committed(self) -> None:
+        if self.before_commit is not None:
+            version = self.image.version
+            if not self.image.changed:
+                self.durable_version = version
+                return
         if not self.asked:
             self._wake(self)
 
@@ -108,18 +135,64 @@ class Volume(Database):
         if self.image.changed:
             self._wake(self)
 
+    def unpublished(self, numbers: frozenset[int]) -> None:
+        super().unpublished(numbers)
+        self._published_version = -1
+        self._hurry(self)
+
     def after_fork_in_child(self) -> None:
         """Only the parent writes and publishes from now on; the child goes on reading."""
         self.inherited = True
-        self.refusal = partial(_inherited, self.name)
+        self.refusal = partial(refusals.inherited, self.name)
         self.flushing = threading.RLock()
+        self._checkpointing = threading.RLock()
+        self._next = NextFlush()
         self.image.after_fork_in_child()
         self.bucket.counters.after_fork_in_child()
 
     def swap(self, page_size: int, pages: list[bytes]) -> None:
         """Put another image in place, which the bucket does not have at this volume's key."""
+        if self._publisher.page_size not in (0, page_size):
+            raise HistoryError(
+                f"Could not put another database in place of {self.name!r}: its pages have "
+                f"{page_size:,} bytes, those of the history at {self.key!r} "
+                f"{self._publisher.page_size:,}, and a history keeps its page size. Use another "
+                "key, or VACUUM the other database with this page size first."
+            )
         super().swap(page_size, pages)
         self.committed()
+
+    # -- the writer's claim -----------------------------------------------------------------
+
+    def _claim(self) -> BaseException | None:
+        """The refusal of a history that is not ours yet: makes it ours at the first write, and
+        fences an older writer. If it has moved on it is read again, and the write finds that what
+        it has read is out of date."""
+        with self.flushing:
+            if self.refusal != self._claim:  # another thread has done it
+                return self.refusal() if self.refusal is not None else None
+            image, stamp = self.image, self._publisher.stamp
+            assert stamp is not None, "invariant 9: there is something to claim"
+            try:
+                self.before_claim(stamp)
+                if self._publisher.claim(image.version, image.page_size, image.page_count):
+                    self.refusal = None
+                else:
+                    self._read_again()
+            except BucketHeadError as error:
+                return error
+            return None
+
+    def _read_again(self) -> None:
+        restored = self._reload()
+        if restored is None or restored.stamp is None:
+            raise HistoryError(
+                f"Could not write to {self.name!r}: its history at {self.key!r} is gone. What was "
+                "read of it is still in memory: save it with VACUUM INTO."
+            )
+        self.show(restored.image.page_size, restored.image.pages, published=True)
+        self.durable_version = self._published_version = self.image.version
+        self._take(restored)
 
     # -- publishing -------------------------------------------------------------------------
 
@@ -138,69 +211,260 @@ class Volume(Database):
     def flush(self, progress: Progress | None = None) -> FlushResult:
         """Publish every commit made before the call; when it returns they survive the process.
 
-        Nothing is asked of the bucket when nothing has changed. Raises BucketError, and
-        everything stays in memory and dirty.
+        Nothing is asked of the bucket when nothing has changed. Raises FencedError, BucketError,
+        ConfigError; everything stays in memory and dirty.
         """
+        if self.snapshot.checkpoint == "flush" and self.changed:
+            return self.checkpoint(progress)
         with self.flushing:
-            with self.publication_alone():
-                self.asked = False  # before the pin: whatever is committed after it asks again
-                if not self.image.changed:
-                    return FlushResult(False, 0, self._checksum())
-                if self.inherited:
-                    raise _inherited(self.name)
-                self._tell("flush_started")
-                try:
-                    result = self._publish(progress)
-                except BaseException as error:
-                    self.last_error = error
-                    self._tell("flush_failed", error)
-                    raise
-            self._tell("flush_finished", result)
-            return result
+            return self._flush()[0]
 
-    def _publish(self, progress: Progress | None) -> FlushResult:
+    def _flush(self, *, keep: bool = False) -> tuple[FlushResult, Pin | None]:
+        """Publish. With ``keep`` also a pin of exactly what the bucket has then."""
+        with self.publication_alone(), self._next.begun():  # who waits from here on: the next
+            result, pin = self._flush_alone(keep)
+        if result.uploaded:
+            self._tell("flush_finished", result)
+        return result, pin
+
+    def _flush_alone(self, keep: bool) -> tuple[FlushResult, Pin | None]:
+        self.asked = False  # before the pin: whatever is committed after it asks again
+        self._wait_for_commit_point()
+        with self.image.lock:
+            if not self.image.changed:
+                self.durable_version = self.image.version
+                pin = Pin() if keep else None
+                if pin is not None:
+                    self.image.pin(pin)
+                txid = self._publisher.txid or None
+                return FlushResult(False, 0, self._checksum(), txid=txid), pin
+        if self.inherited:
+            raise refusals.inherited(self.name)
+        self._tell("flush_started")
+        try:
+            return self._publish(keep)
+        except BaseException as error:
+            self._note(error)
+            self._tell("flush_failed", error)
+            raise
+
+    def _publish(self, keep: bool) -> tuple[FlushResult, Pin | None]:
         started = time.perf_counter()
+        published = self._settle()
         with self.image.publication() as publication:
             pin = publication.pin
-            page_checksum = write_image(
-                pin,
-                self.bucket,
-                self.key,
-                keep_previous=self.snapshot.keep_previous,
-                progress=progress,
-            )
-            self.saved[self.bucket.identity, self.key] = Saved(pin.version, page_checksum)
-            result = FlushResult(
-                uploaded=True,
-                bytes_written=pin.size,
-                snapshot_hash=page_checksum,
-                pages=len(publication.dirty),
-                duration_s=time.perf_counter() - started,
-            )
-            self.durable_version = pin.version
+            if published is None or published.version != pin.version:
+                published = self._publisher.publish(self._changes(publication))
+                self._checkpoints.published_bytes += published.size
+            self.durable_version = self._published_version = pin.version
+            publication.kept = keep
+        result = FlushResult(
+            uploaded=True,
+            bytes_written=published.size,
+            snapshot_hash=None,
+            pages=published.pages,
+            txid=published.txid,
+            duration_s=time.perf_counter() - started,
+        )
         self.last_flush = result
         self.last_flush_at = time.time()
         self.last_error = None
         self._last_flush_clock = time.monotonic()
-        return result
+        return result, pin if keep else None
+
+    def _settle(self) -> Published | None:
+        """Learn the fate of an earlier attempt before anything newer is sent."""
+        settled = self._publisher.settle()
+        if settled is not None:
+            self._checkpoints.published_bytes += settled.size
+            self.durable_version = max(self.durable_version, settled.version)
+            if self.refusal is self._fate_open:  # the transaction is undone next
+                self.refusal = None
+        return settled
+
+    def _changes(self, publication: Publication) -> Changes:
+        pin = publication.pin
+        # the first delta of a history is the whole database, whatever has changed of it
+        every = range(1, pin.page_count + 1)
+        numbers = sorted(publication.dirty) if self._publisher.txid else every
+        contents = [pin.page(number) for number in numbers]
+        return Changes(pin.version, pin.page_size, pin.page_count, numbers, contents)
+
+    # -- waiting for durability -------------------------------------------------------------
+
+    def wait(self, version: Version | None = None, timeout: float | None = None) -> None:
+        """Return when the bucket has everything committed up to ``version``, by default all that
+        is committed now. It joins the next flush, which is asked for at once, so that threads
+        that commit and wait at the same time share one request.
+
+        Raises WaitTimeoutError after ``timeout`` seconds, what the flush raises, and ValueError
+        for a version that does not exist yet.
+        """
+        newest = self.image.version
+        wanted = newest if version is None else version
+        if wanted > newest:
+            raise ValueError(f"version {wanted} of {self.name!r} does not exist: {newest} does")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.durable_version < wanted:
+            self._check_publishes()
+            future, first = self._next.join()
+            if first and (timeout is None or self._streaming):
+                self._flush_with_others(future)
+            elif first:
+                self._hurry(self)
+            try:
+                future.result(None if deadline is None else deadline - time.monotonic())
+            except TimeoutError:
+                raise WaitTimeoutError(
+                    f"Not durable yet: version {wanted} of {self.name!r} did not reach "
+                    f"{self.bucket.url} in {timeout} s. It is in memory and will be published; "
+                    "wait again, or look at stats.last_error."
+                ) from None
+
+    def _flush_with_others(self, future: "Future[None]") -> None:
+        last = self.last_flush.duration_s if self.last_flush is not None else 0.0
+        try:
+            with self.flushing:
+                self._next.await_the_others(last / 2)
+                self.flush()
+        finally:
+            if self._next.is_still(future):  # Ctrl-C: the others wait for somebody to do it
+                self._hurry(self)
+
+    def _check_publishes(self) -> None:
+        """Raise where no flush will ever come."""
+        if self.inherited:
+            raise refusals.inherited(self.name)
+        if self._publisher.fenced is not None:
+            raise FencedError(str(self._publisher.fenced))
+
+    def _publish_transaction(self, transaction: Transaction) -> None:
+        """With durability="commit": what is raised here makes COMMIT fail."""
+        with self.publication_alone():
+            publisher = self._publisher
+            self._settle()
+            changes = changes_of(transaction, self.image, every=not publisher.txid)
+            self._published_version = self.image.version + 1
+            transaction.publishing(frozenset(changes.numbers))
+            try:
+                published = publish_for_certain(self.name, publisher, changes)
+            except BaseException as error:
+                self.last_error = error
+                self._note_fence()
+                if publisher.unsettled:
+                    self.refusal = self._fate_open
+                raise
+            self._checkpoints.published_bytes += published.size
+            self.last_flush_at = time.time()
+            self._last_flush_clock = time.monotonic()
+
+    def _wait_for_commit_point(self) -> None:
+        """Between its publication and its commit point a transaction is in the bucket only."""
+        deadline = time.monotonic() + WRITERS_GRACE_SECONDS
+        while self._published_version > self.image.version:
+            if time.monotonic() > deadline:
+                raise VolumeBusyError(
+                    f"Could not flush {self.name!r}: a COMMIT is in the middle of publishing. Try "
+                    "again when it has returned."
+                )
+            time.sleep(0.0005)
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    @property
+    def wants_checkpoint(self) -> bool:
+        """Whether this writer has published more than the image at the key has."""
+        publisher = self._publisher
+        behind = publisher.txid > self._checkpoints.image_txid
+        return behind and publisher.claimed and publisher.fenced is None and not self.inherited
 
     def checkpoint(self, progress: Progress | None = None) -> FlushResult:
-        """Make the image at the volume's key the newest state. Every flush does so already."""
-        return self.flush(progress)
+        """Flush, and make the image at the volume's key the newest state; now and then also delete
+        what is not kept any longer. Flushes of other threads go on meanwhile.
 
-    def retire(self) -> None:
-        """Let nobody write any more and publish the rest. Raises BucketError, and the volume is
-        as before."""
+        Raises as `flush` does, and NewerImageError; what was flushed is safe in any case.
+        """
+        with self.flushing:
+            result, pin = self._flush(keep=True)
+            stamp, published_bytes = self._publisher.stamp, self._checkpoints.published_bytes
+        assert pin is not None, "it was to be kept"
         try:
-            self.close_to_writers(partial(_stopped, self.name), WRITERS_GRACE_SECONDS)
-            self.flush()
+            # not while `flushing` is awaited: who has that, as the exit hook, comes here too
+            with self._checkpointing:
+                newest = self._checkpoints.image_txid
+                if stamp is None or stamp.txid <= newest or not self.wants_checkpoint:
+                    return result
+                return self._write_image(result, pin, stamp, published_bytes, progress)
+        finally:
+            self.image.unpin(pin)
+
+    def _write_image(
+        self, flushed: FlushResult, pin: Pin, stamp: Stamp, size: int, progress: Progress | None
+    ) -> FlushResult:
+        started = time.perf_counter()
+        self._streaming = True
+        try:
+            checksum = self._checkpoints.write(pin, stamp, size, progress)
+            self.saved[self._home] = Saved(pin.version, checksum)
+            result = replace(
+                flushed,
+                uploaded=True,
+                bytes_written=flushed.bytes_written + pin.size,
+                snapshot_hash=checksum,
+                duration_s=flushed.duration_s + time.perf_counter() - started,
+            )
+            self._checkpoints.tidy(pin, stamp, self._note)
+            return result
+        except NewerImageError:
+            self._checkpoints.image_txid = stamp.txid  # at least: none of ours is wanted there
+            raise
+        finally:
+            self._streaming = False
+
+    def _note(self, error: BaseException) -> None:
+        self.last_error = error
+        if isinstance(error, FencedError):
+            self._publisher.fenced = error
+        self._note_fence()
+
+    def _note_fence(self) -> None:
+        """Let nobody write to a history that another writer has taken over."""
+        if self._publisher.fenced is not None:
+            self.refusal = partial(FencedError, str(self._publisher.fenced))
+
+    def serve(self) -> float | None:
+        """What the scheduler has done when it is time: flush, and checkpoint if that is due.
+        Returns in how many seconds it will be, None when only commits can make it so."""
+        self.flush()
+        if not self.wants_checkpoint:
+            return None
+        seconds = self._checkpoints.seconds_until_due(self.image.size)
+        if seconds != 0.0:
+            return seconds
+        self.checkpoint()
+        return None
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def retire(self, *, discard: bool = False) -> None:
+        """Let nobody write any more, publish the rest and write the image, unless that is to be
+        discarded. Raises as `checkpoint` does, and the volume is as before."""
+        before = self.refusal
+        try:
+            self.close_to_writers(partial(refusals.stopped, self.name), WRITERS_GRACE_SECONDS)
+            if not discard:
+                self.checkpoint()
+        except NewerImageError as error:  # no try will ever succeed, and none is needed
+            log.warning("%s Every commit to %r is in its history.", error, self.name)
         except BaseException:
             self.open_to_writers()
+            self.refusal = before
+            self._note_fence()
             raise
 
-    def status(self) -> "VolumeStatus":
+    def status(self) -> VolumeStatus:
         """What is known of the volume now, without asking the bucket anything."""
-        image = self.image
+        image, stamp = self.image, self._publisher.stamp
         pins = image.pins()
         return VolumeStatus(
             name=self.name,
@@ -208,6 +472,9 @@ class Volume(Database):
             bucket=self.bucket.url,
             version=image.version,
             durable_version=self.durable_version,
+            txid=self._publisher.txid,
+            durable_at=stamp.timestamp / 1000 if stamp is not None else None,
+            image_txid=self._checkpoints.image_txid,
             page_size=image.page_size,
             page_count=image.page_count,
             size=image.size,
@@ -222,33 +489,9 @@ class Volume(Database):
         )
 
     def _checksum(self) -> str | None:
-        saved = self.saved.get((self.bucket.identity, self.key))
-        return saved.checksum if saved is not None else None
+        saved = self.saved.get(self._home)
+        return saved.checksum if saved and saved.version == self.image.version else None
 
     def _tell(self, what: str, *details: object) -> None:
         for observer in list(self.observers):
-            self.tell(observer, what, *details)
-
-    def tell(self, observer: FlushObserver, what: str, *details: object) -> None:
-        """Call an observer, which never harms the flush it looks at: what it raises is logged."""
-        try:
-            getattr(observer, what)(self.name, *details)
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # a CancelledError or SystemExit too
-            log.exception("an observer of %r failed in %s", self.name, what)
-
-
-def _inherited(name: str) -> VolumeReadOnlyError:
-    return VolumeReadOnlyError(
-        f"Could not write to {name!r}: this process was forked from the one that mounted it, and "
-        "two writers would overwrite each other. Write in the parent, or mount another name and "
-        "key in the child."
-    )
-
-
-def _stopped(name: str) -> VolumeError:
-    return VolumeError(
-        f"Could not write to {name!r}: it was stopped or unmounted. Start or mount it again and "
-        "open a new connection."
-    )
+            tell(observer, self.name, what, *details)

@@ -13,7 +13,8 @@ from cli.tools import DEFAULT, KEY, child, cli, cli_json, failure, make_file, on
 from servers import Server
 
 EVERY_COMMAND = {
-    "demo", "status", "inspect", "restore", "verify", "sql", "shell", "import", "config", "bench",
+    "demo", "status", "inspect", "log", "restore", "verify",
+    "sql", "shell", "import", "gc", "config", "bench",
 }  # fmt: skip
 
 
@@ -58,6 +59,14 @@ def test_the_version_is_the_package_s() -> None:
         ["--endpoint-url", "ftp://x", "status"],
         ["--key", "/absolute", "status"],
         ["import", "no-such-file.db"],
+        ["restore", "--txid", "1", "--at", "2026-01-01", "x.db"],
+        ["restore", "--txid", "0", "x.db"],
+        ["restore", "--image", "--previous", "x.db"],
+        ["restore", "--image", "--dry-run", "x.db"],
+        ["restore", "--previous", "--txid", "1", "x.db"],
+        ["verify", "--txid", "1", "--at", "2026-01-01"],
+        ["log", "-n", "0"],
+        ["gc", "--retention-seconds", "0"],
     ],
 )
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
@@ -73,17 +82,21 @@ def test_an_option_s_value_with_a_credential_is_not_repeated() -> None:
     assert "sesame" not in result.stderr
 
 
-READING = (["status"], ["inspect"], ["verify"], ["restore", "x.db"], ["sql", "SELECT 1"])
+READING = (
+    *(["status"], ["inspect"], ["log"], ["verify"], ["restore", "x.db"], ["gc"]),
+    ["restore", "--dry-run", "x.db"],
+    ["sql", "SELECT 1"],
+)
 
 
-@pytest.mark.parametrize("arguments", READING, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
 def test_reading_creates_nothing(arguments: list[str], empty_folder: Path) -> None:
     cli(*arguments)
     cli("config", "show")
     assert list(empty_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", READING[:-1], ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize("arguments", READING[:-1], ids=" ".join)
 def test_reading_what_is_not_there_fails_and_says_where_it_looked(
     arguments: list[str], empty_folder: Path
 ) -> None:
@@ -127,12 +140,16 @@ def test_bench_asks_the_store_before_it_measures_for_minutes(
 
 def test_bench_prints_tables_and_json(empty_folder: Path) -> None:
     tiny = ["--size-mb", "0.2", "--rows", "20", "--operations", "2", "--rounds", "1"]
-    result = cli("bench", *tiny, "--volumes", "2")
+    tiny += ["--volumes", "2", "--deltas", "2", "--flush-mb", "0.2"]
+    result = cli("bench", *tiny)
     assert result.exit_code == 0
     assert "point read" in result.stdout
     assert "unchanged flush" in result.stdout
     assert "left out:" in result.stdout
-    assert cli_json("bench", *tiny, "--volumes", "2")["statements"][0]["ratios"]["memdb"] == 1
+    assert "AWS, a flush every 1 s" in result.stdout
+    report = cli_json("bench", *tiny)
+    assert report["statements"][0]["ratios"]["memdb"] == 1
+    assert {flush["size_mb"] for flush in report["flushes"]} == {0.2}
     assert list(empty_folder.iterdir()) == []
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from buckethead.cli.story import FLUSHED_ORDERS, LOST_ORDERS
+from buckethead.cli.story import CHANGED_ORDER, FLUSHED_ORDERS, LOST_ORDERS, NEW_PRICE
 from cli.tools import child, failure, on_terminal
 
-LONGEST = 40
-STEPS = ["write", "flush", "write more", "restore"]
+LONGEST = 44
+STEPS = ["write", "flush", "flush again", "write more", "restore"]
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,8 @@ def test_the_demo_tells_what_was_kept_and_what_was_not(empty_folder: Path, tempo
     assert len(done.stdout.splitlines()) < LONGEST
     assert f"{FLUSHED_ORDERS:,} of {FLUSHED_ORDERS:,} flushed orders are back" in done.stdout
     assert f"{LOST_ORDERS:,} later ones are gone" in done.stdout
+    assert "was all that the second flush sent of" in done.stdout
+    assert "the first state was restored too" in done.stdout
     assert "integrity_check: ok" in done.stdout
     assert "SIGKILL" in done.stdout
     assert "\x1b" not in done.stdout
@@ -47,8 +49,13 @@ def test_its_numbers() -> None:
     steps = {step["step"]: step for step in document["steps"]}
     assert list(steps) == STEPS
     assert steps["write"]["requests"] == steps["write more"]["requests"] == 0
-    assert steps["flush"]["bytes"] == steps["restore"]["bytes"] > 0
-    assert steps["flush"]["bytes"] == steps["restore"]["pages"] * document["page_size"]
+    again, database = steps["flush again"], document["size"]
+    assert (again["pages"], again["requests"]) == (2, 1)
+    assert again["bytes"] < document["page_size"] < database / 10
+    sent = steps["flush"]["bytes"] + again["bytes"]
+    assert again["bytes"] < steps["restore"]["bytes"] < sent + document["page_size"]
+    assert database == steps["restore"]["pages"] * document["page_size"]
+    assert (document["price"], document["first_price"]) == (NEW_PRICE, CHANGED_ORDER + 0.99)
 
 
 def test_its_bucket_can_be_kept(temporary: Path) -> None:

@@ -1,54 +1,90 @@
-"""`status`, `inspect`, `restore`, `verify`, `config show`."""
+"""`status`, `inspect`, `config show`."""
 
-import stat
 from pathlib import Path
+from typing import Any
 
-import apsw
 import pytest
 
-from cli.tools import DEFAULT, KEY, cli, cli_json, damage, failure, make_file
-from servers import Server
-
-IMAGE = DEFAULT / KEY
-PREVIOUS = DEFAULT / f"{KEY}.prev"
+from buckethead.storage.directory import DirectoryBucket
+from cli.tools import DEFAULT, IMAGE, KEY, another_writer, cli, cli_json, damage, insert, make_file
 
 
 @pytest.fixture(autouse=True)
 def database(empty_folder: Path) -> None:
-    """Two images: three rows before, four rows now."""
+    """Three rows in the first state and the image, four rows now."""
     make_file(empty_folder / "a.db", 3)
     assert cli("import", "a.db").exit_code == 0
-    assert cli("sql", "INSERT INTO t (name) VALUES ('last')").exit_code == 0
-
-
-def rows_of(path: Path) -> int:
-    connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
-    try:
-        assert connection.pragma("integrity_check") == "ok"
-        return int(connection.execute("SELECT count(*) FROM t").get)
-    finally:
-        connection.close()
+    insert("last")
 
 
 def test_status_tells_what_is_at_the_key(empty_folder: Path) -> None:
     found = cli_json("status")
-    assert found["bucket"] == (empty_folder / DEFAULT).as_uri()
-    assert found["key"] == KEY
-    assert found["size"] == IMAGE.stat().st_size == found["pages"] * found["page_size"]
-    assert len(found["checksum"]) == 16
-    assert found["last_modified"].endswith("+00:00")
-    assert found["previous"]["key"] == f"{KEY}.prev"
-    assert found["previous"]["checksum"] != found["checksum"]
+    assert (found["bucket"], found["key"]) == ((empty_folder / DEFAULT).as_uri(), KEY)
+    assert (found["txid"], found["deltas"], found["snapshots"]) == (3, 3, 0)
+    assert found["size"] == found["pages"] * found["page_size"] == IMAGE.stat().st_size
+    assert len(found["writer"]) == 16
+    assert 0 <= found["age_seconds"] < 600
+    assert found["committed_at"].endswith("+00:00")
+    assert found["kept_since"]["txid"] == 1
+    assert (found["image"]["key"], found["image"]["txid"]) == (KEY, 1)
+    assert len(found["image"]["checksum"]) == 16
+    assert found["deltas_since_image"] == 2
+    assert found["previous"] is None
     text = cli("status").stdout
-    for value in (found["bucket"], KEY, found["checksum"], f"{KEY}.prev"):
+    for value in (
+        found["bucket"],
+        KEY,
+        found["writer"],
+        found["image"]["checksum"],
+        "seconds",
+        " kB)",
+    ):
         assert value in text
+
+
+def test_status_of_the_image_before(empty_folder: Path) -> None:
+    another_writer("INSERT INTO t (name) VALUES ('of a program')")
+    found = cli_json("status")
+    assert (found["txid"], found["image"]["txid"], found["previous"]["txid"]) == (5, 5, 1)
+    assert found["previous"]["key"] == f"{KEY}.prev"
+    assert (found["deltas_since_image"], found["bytes_since_image"]) == (0, 0)
 
 
 def test_status_of_a_file_that_another_program_put_there(empty_folder: Path) -> None:
     make_file(empty_folder / DEFAULT / "plain.db")
     found = cli_json("--key", "plain.db", "status")
-    assert (found["pages"], found["checksum"], found["previous"]) == (None, None, None)
-    assert "unknown" in cli("--key", "plain.db", "status").stdout
+    assert (found["pages"], found["txid"], found["previous"]) == (None, None, None)
+    assert found["image"]["checksum"] is None
+    assert "txid\tnone\n" in cli("--key", "plain.db", "status").stdout
+
+
+def test_status_says_that_an_image_and_the_history_contradict_each_other(
+    empty_folder: Path,
+) -> None:
+    make_file(empty_folder / "theirs.db", 7).rename(IMAGE)
+    result = cli("status", "--json")
+    assert result.exit_code == 0
+    assert "another program" in result.stderr
+    assert '"txid": 3' in result.stdout
+
+
+def test_status_never_downloads() -> None:
+    damage(IMAGE)  # nothing in it is looked at
+    assert cli_json("status")["image"]["size"] == IMAGE.stat().st_size
+
+
+def test_status_asks_for_headers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    inner = DirectoryBucket.get_range
+
+    def get_range(self: DirectoryBucket, *arguments: Any, **options: Any) -> bytes:
+        data = inner(self, *arguments, **options)
+        asked.append(len(data))
+        return data
+
+    monkeypatch.setattr(DirectoryBucket, "get_range", get_range)
+    cli_json("status")
+    assert set(asked) == {100}
 
 
 def test_inspect_shows_schema_rows_and_pages() -> None:
@@ -63,109 +99,6 @@ def test_inspect_shows_schema_rows_and_pages() -> None:
     text = cli("inspect").stdout
     assert "t\t4\n" in text
     assert "CREATE INDEX i ON t(name);\n" in text
-
-
-def test_restore_writes_a_plain_private_file(empty_folder: Path) -> None:
-    assert cli("restore", "out.db").exit_code == 0
-    out = empty_folder / "out.db"
-    assert stat.S_IMODE(out.stat().st_mode) == 0o600
-    assert rows_of(out) == 4
-
-
-def test_restore_of_the_image_before(empty_folder: Path) -> None:
-    assert cli("restore", "--previous", "out.db").exit_code == 0
-    assert rows_of(empty_folder / "out.db") == 3
-
-
-def test_restore_replaces_a_file_only_when_told_to(empty_folder: Path) -> None:
-    out = empty_folder / "out.db"
-    out.write_text("mine")
-    assert "--force" in failure("restore", "out.db")
-    assert out.read_text() == "mine"
-    assert cli("restore", "--force", "out.db").exit_code == 0
-    assert rows_of(out) == 4
-
-
-@pytest.mark.parametrize("left", ["out.db-wal", "out.db-journal"])
-def test_restore_refuses_where_sqlite_would_replay_something(empty_folder: Path, left: str) -> None:
-    (empty_folder / left).write_text("x")
-    assert left in failure("restore", "--force", "out.db")
-    assert not (empty_folder / "out.db").exists()
-
-
-@pytest.mark.parametrize("destination", [".", "nowhere/out.db"])
-def test_restore_to_what_cannot_be_a_file(destination: str) -> None:
-    assert "Name a file" in failure("restore", "--force", destination)
-
-
-def test_a_damaged_image_is_not_restored(empty_folder: Path) -> None:
-    damage(IMAGE)
-    out = empty_folder / "out.db"
-    out.write_text("mine")
-    assert KEY in failure("restore", "--force", "out.db")
-    assert out.read_text() == "mine"
-    assert sorted(path.name for path in empty_folder.iterdir()) == [
-        "a.db",
-        DEFAULT.name,
-        "out.db",
-    ]
-
-
-def test_verify_of_sound_images() -> None:
-    found = cli_json("verify")
-    assert [(one["key"], one["sound"]) for one in found] == [(KEY, True), (f"{KEY}.prev", True)]
-    assert cli("verify").stdout.count("sound\tTrue") == 2
-
-
-@pytest.mark.parametrize(("path", "key"), [(IMAGE, KEY), (PREVIOUS, f"{KEY}.prev")])
-def test_verify_finds_the_damaged_one(path: Path, key: str) -> None:
-    damage(path)
-    result = cli("verify", "--json")
-    assert result.exit_code == 1
-    assert f"[{key!r}]" in result.stderr
-    assert result.stdout.count('"sound": false') == 1
-    assert result.stdout.count('"sound": true') == 1
-    assert "buckethead restore" in result.stderr
-
-
-@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", b"x" * 4096, b"\0" * 10_000])
-def test_verify_of_what_is_no_database(content: bytes) -> None:
-    IMAGE.write_bytes(content)
-    PREVIOUS.unlink()
-    line = failure("verify")
-    assert "Damaged" in line
-    assert "Look for a backup" in line
-
-
-def test_verify_finds_what_only_integrity_check_does(empty_folder: Path) -> None:
-    """Pages without a checksum: only SQLite can tell that one of them is not right."""
-    plain = make_file(empty_folder / DEFAULT / "plain.db", 1_000)
-    damage(plain)
-    assert cli("--key", "plain.db", "verify").exit_code == 1
-
-
-def test_verify_finds_what_only_the_checksum_does(
-    moto_endpoint: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = moto_endpoint.client()
-    client.create_bucket(Bucket="verify")
-    monkeypatch.setenv("BUCKETHEAD_BUCKET__ACCESS_KEY_ID", moto_endpoint.access_key_id)
-    monkeypatch.setenv("BUCKETHEAD_BUCKET__SECRET_ACCESS_KEY", moto_endpoint.secret_access_key)
-    where = ["--endpoint-url", moto_endpoint.endpoint_url, "--region", "us-east-1"]
-    where += ["--bucket", "verify", "--key", "k"]
-    assert cli(*where, "import", "a.db").exit_code == 0
-    assert cli(*where, "verify").exit_code == 0
-    written = client.get_object(Bucket="verify", Key="k")
-    content = bytearray(written["Body"].read())
-    content[-1] ^= 1  # within a row's text: SQLite sees nothing wrong with it
-    client.put_object(Bucket="verify", Key="k", Body=bytes(content), Metadata=written["Metadata"])
-    assert "its checksum was" in cli(*where, "verify").stdout
-    assert "its checksum was" in failure(*where, "restore", "out.db")
-
-
-def test_status_never_downloads(empty_folder: Path) -> None:
-    damage(IMAGE)  # nothing in it is looked at, except that its metadata is not believed any more
-    assert cli_json("status")["size"] == IMAGE.stat().st_size
 
 
 def test_config_show_masks_what_is_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from cli.tools import DEFAULT, KEY, child, cli, cli_json, failure, on_terminal
-
-IMAGE = DEFAULT / KEY
+from buckethead.core import registry
+from cli.tools import (
+    DEFAULT,
+    IMAGE,
+    child,
+    cli,
+    cli_json,
+    config,
+    everything,
+    failure,
+    on_terminal,
+)
 
 
 def rows(statement: str = "SELECT x FROM t") -> list[list[object]]:
@@ -29,12 +38,12 @@ def test_a_write_makes_the_bucket_and_says_so(
 
 def test_a_read_writes_nothing() -> None:
     cli("sql", "CREATE TABLE t(x)")
-    before = IMAGE.stat()
+    before = everything()
     result = cli("sql", "SELECT count(*) FROM t")
     assert (result.stdout, result.stderr) == ("count(*)\n0\n", "")
     assert cli_json("sql", "SELECT 1")["flushed"] is None
-    after = IMAGE.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert cli("sql", "CREATE TABLE IF NOT EXISTS t(y)").exit_code == 0
+    assert everything() == before
 
 
 def test_values_in_a_pipe_are_printable_and_apart() -> None:
@@ -57,7 +66,7 @@ def test_several_statements_give_several_results() -> None:
     ]
     assert document["changes"] == 1
     assert document["flushed"]["pages"] == 2
-    assert document["flushed"]["checksum"] == cli_json("status")["checksum"]
+    assert document["flushed"]["txid"] == cli_json("status")["txid"]
 
 
 def test_what_was_committed_before_an_error_is_flushed() -> None:
@@ -70,7 +79,9 @@ def test_what_was_committed_before_an_error_is_flushed() -> None:
 
 def test_a_transaction_left_open_is_rolled_back_and_said() -> None:
     cli("sql", "CREATE TABLE t(x)")
-    assert "add COMMIT" in failure("sql", "BEGIN; INSERT INTO t VALUES (1)")
+    result = cli("sql", "BEGIN; INSERT INTO t VALUES (1)")
+    assert result.exit_code == 1
+    assert "add COMMIT" in result.stderr.splitlines()[-1]
     assert rows() == []
 
 
@@ -81,10 +92,30 @@ def test_text_that_is_no_text_is_an_error_and_changes_are_kept() -> None:
     assert rows() == []
 
 
-def test_the_image_before_is_kept() -> None:
+def test_every_command_that_writes_publishes_one_small_delta() -> None:
+    cli("sql", "CREATE TABLE t(x); INSERT INTO t SELECT randomblob(3000) FROM json_each('[1,2,3]')")
+    image = IMAGE.read_bytes()
+    result = cli("sql", "UPDATE t SET x = 1 WHERE rowid = 2")
+    newest, claim = cli_json("log", "-n", "2")
+    assert "flushed 2 changed pages, 3.4 kB, as TXID 3 of" in result.stderr
+    assert (newest["txid"], newest["kind"], claim["kind"]) == (3, "delta", "claim")
+    assert newest["bytes"] < len(image) / 4
+    assert IMAGE.read_bytes() == image, "the image is written when that is due, not every time"
+    assert cli_json("verify")["sound"]
+
+
+def test_the_image_is_written_when_the_deltas_have_grown() -> None:
     cli("sql", "CREATE TABLE t(x)")
+    cli("sql", f"INSERT INTO t VALUES (randomblob({9 * 1024 * 1024}))")
+    assert cli_json("status")["image"]["txid"] == 3
     cli("sql", "INSERT INTO t VALUES (1)")
-    assert cli_json("status")["previous"]["key"] == f"{KEY}.prev"
+    assert cli_json("status")["image"]["txid"] == 3
+
+
+def test_a_command_leaves_nothing_mounted() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    cli("sql", "SELECT * FROM nosuch")
+    assert registry.get(config().key) is None
 
 
 def test_changes_that_the_bucket_does_not_take_are_an_error(

@@ -11,9 +11,17 @@ import apsw
 from click.testing import CliRunner, Result
 
 from buckethead.cli.app import commands
+from buckethead.config import BucketConfig
+from buckethead.core import BucketSQLite
+from buckethead.storage.directory import open_bucket
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import restore
+from buckethead.storage.retention import write_snapshot
 
 KEY = "bucketsqlite/snap.db"
 DEFAULT = Path("buckethead-data")
+IMAGE = DEFAULT / KEY
+PLACE = Place(KEY)
 PATIENCE_SECONDS = 60
 
 
@@ -101,9 +109,60 @@ def add_rows(connection: apsw.Connection, rows: int) -> None:
 
 
 def damage(path: Path, at: int = 4096) -> None:
-    """Change one byte of a file: by default the one that says what kind of page the second is."""
+    """Change one byte of a file, counted from its end if negative: by default the one that says
+    what kind of page the second is."""
+    at %= path.stat().st_size
     with path.open("r+b") as file:
         file.seek(at)
         byte = file.read(1)
         file.seek(at)
         file.write(bytes([byte[0] ^ 0xFF]))
+
+
+def delta(txid: int) -> Path:
+    """The file of a delta in the default directory bucket."""
+    return DEFAULT / PLACE.delta(txid)
+
+
+def everything() -> dict[str, bytes]:
+    """Every file of the default directory bucket."""
+    return {str(path): path.read_bytes() for path in DEFAULT.rglob("*") if path.is_file()}
+
+
+def config() -> BucketConfig:
+    """The default directory bucket, as a program would name it."""
+    url = DEFAULT.absolute().as_uri()
+    return BucketConfig(bucket="buckethead-data", key=KEY, endpoint_url=url)
+
+
+def insert(*names: str) -> None:
+    """A row for the table of `make_file` by each of so many commands: a delta each."""
+    for name in names:
+        assert cli("sql", f"INSERT INTO t (name) VALUES ('{name}')").exit_code == 0
+
+
+def another_writer(statement: str) -> None:
+    """What a program publishes that is no command: it goes on writing, as far as anybody knows."""
+    with BucketSQLite(config()) as mounted:
+        mounted.connection.execute(statement)
+
+
+def rows_of(path: Path) -> int:
+    """The rows of the table of `make_file` in a file, which must be sound."""
+    connection = apsw.Connection(str(path), apsw.SQLITE_OPEN_READONLY)
+    try:
+        assert connection.pragma("integrity_check") == "ok"
+        return int(connection.execute("SELECT count(*) FROM t").get)
+    finally:
+        connection.close()
+
+
+def snapshot_of(txid: int) -> Path:
+    """Write the snapshot of a state, as a writer does it now and then."""
+    bucket = open_bucket(config())
+    restored = restore(bucket, PLACE, lambda timeline: txid)
+    assert restored is not None
+    assert restored.stamp is not None
+    with restored.image.pinned() as pin:
+        write_snapshot(pin, bucket, PLACE, restored.stamp)
+    return DEFAULT / PLACE.snapshot(txid)

@@ -4,16 +4,18 @@ Bounded by counts, never by time. Numbers of invariants refer to native_notes/in
 """
 
 import random
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import apsw
 import pytest
 
 import buckethead
+from buckethead.image.vfs import connected
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import restore
 
 if TYPE_CHECKING:
     from image.conftest import Volumes
@@ -73,7 +75,7 @@ class Bank:
         self.volume = volumes.mount()
         self.transfers = transfers
         self.rounds = Rounds()
-        self.scans = self.images = self.commits = self.rollbacks = 0
+        self.scans = self.states = self.commits = self.rollbacks = 0
         self.lock = threading.Lock()  # guards the four counts
         connection = volumes.open()
         connection.execute(
@@ -119,18 +121,21 @@ class Bank:
                 self.scans += 1
 
     def flusher(self) -> None:
-        """Flush all the time; look at every image that the bucket gets (invariants 4, 7)."""
+        """Flush all the time; now and then write the image; look at every state
+        that the bucket gets (invariants 4, 6, 7)."""
         while not self.rounds.done.is_set():
-            if self.volume.flush().uploaded:
-                self.look_at_image()
+            every_third = self.states % 3 == 2
+            if (self.volume.checkpoint() if every_third else self.volume.flush()).uploaded:
+                self.look_at_state()
 
-    def look_at_image(self) -> None:
-        uri = f"{self.volumes.image().as_uri()}?mode=ro&immutable=1"
-        with closing(sqlite3.connect(uri, uri=True)) as plain:
-            found = plain.execute("SELECT count(*), sum(balance) FROM account").fetchone()
-            assert found == (ACCOUNTS, TOTAL), "an image holds half a transaction"
-            assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        self.images += 1
+    def look_at_state(self) -> None:
+        """Restore what the bucket has, and let SQLite's integrity_check see it."""
+        restored = restore(self.volume.bucket, Place(self.volume.key))
+        assert restored is not None
+        with connected(restored.image) as plain:
+            found = plain.execute("SELECT count(*), sum(balance) FROM account").get
+            assert found == (ACCOUNTS, TOTAL), "a published state holds half a transaction"
+        self.states += 1
 
     def run(self) -> None:
         with beside(self.rounds, *[self.reader] * READERS, self.flusher):
@@ -145,9 +150,9 @@ class Bank:
         assert self.commits + self.rollbacks == WRITERS * self.transfers
         assert self.rollbacks > 0
         assert self.scans > 0
-        assert self.images > 0
+        assert self.states > 0
         buckethead.unmount("db")
-        self.look_at_image()
+        self.look_at_state()
         connection = self.volumes.open()
         assert connection.execute("SELECT sum(balance) FROM account").get == TOTAL
         assert connection.pragma("integrity_check") == "ok"

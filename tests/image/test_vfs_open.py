@@ -49,11 +49,11 @@ def series(count: int) -> str:
 
 
 def files(folder: Path) -> list[str]:
-    """What lies in a folder, but for the insides of the default directory bucket."""
+    """What lies in a folder, but for the history and the insides of the default bucket."""
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and ".buckethead" not in path.parts
+        if path.is_file() and not {".buckethead", "app.db.ltx"} & {*path.parts}
     )
 
 
@@ -164,7 +164,7 @@ REFUSED = {
     "file:?vfs=buckethead": "Give a name",
     "file:db?vfs=buckethead&nolock=1": "'nolock' is not one of",
     "file:db?vfs=buckethead&immutable=1": "'immutable' is not one of",
-    "file:db?vfs=buckethead&colour=red": "'colour' is not one of branch, bucket, endpoint_url",
+    "file:db?vfs=buckethead&colour=red": "'colour' is not one of at, branch, bucket, endpoint_url",
     "file:db?vfs=buckethead&branch=x": "branches are not available",
     "file:db?vfs=buckethead&endpoint_url=nonsense": "endpoint_url",
 }
@@ -328,7 +328,9 @@ def test_names_mean_themselves(volumes: "Volumes", name: str) -> None:
     assert volume is not None
     connection = volumes.remount(name)
     assert connection.execute("SELECT name FROM t").get == name
-    assert [info.key for info in volume.bucket.list_objects()] == [f"{name}.db"]
+    keys = sorted(volume.bucket.list_keys())
+    assert keys[0] == f"{name}.db"
+    assert all(key.startswith(f"{name}.db.ltx/") for key in keys[1:])
 
 
 def test_names_that_differ_are_different_volumes(volumes: "Volumes") -> None:

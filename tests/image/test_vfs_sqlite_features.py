@@ -84,7 +84,7 @@ def test_plain_sqlite_reads_the_object(volumes: "Volumes", size: int) -> None:
     connection = volumes.open()
     connection.pragma("page_size", size)
     fill(connection)
-    volumes.mount().flush()
+    volumes.mount().checkpoint()
     with closing(sqlite3.connect(f"{volumes.image().as_uri()}?mode=ro", uri=True)) as plain:
         assert plain.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert plain.execute("SELECT * FROM t ORDER BY id").fetchall() == content(connection)

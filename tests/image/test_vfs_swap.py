@@ -6,6 +6,7 @@ native_notes/page1-counters.md.
 
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -196,19 +197,18 @@ def test_swapping_into_an_empty_volume(volumes: "Volumes") -> None:
     assert content(connection) == ["after"] * 3
 
 
-def wal_mode_file(volumes: "Volumes") -> None:
-    """An image as a program that uses WAL would put it at the key: 2 in bytes 18 and 19."""
-    path = str(volumes.bucket / "db.db")
-    with closing(apsw.Connection(path)) as disk:
+def wal_mode_file(path: Path) -> None:
+    """An image as a program that uses WAL would put it in the bucket: 2 in bytes 18 and 19."""
+    with closing(apsw.Connection(str(path))) as disk:
         assert disk.pragma("journal_mode", "wal") == "wal"
         for statement in script("from wal")[1:]:
             disk.execute(statement)
-    assert (volumes.bucket / "db.db").read_bytes()[18:20] == b"\x02\x02"
+    assert path.read_bytes()[18:20] == b"\x02\x02"
 
 
 def test_mounting_an_image_in_wal_mode(volumes: "Volumes") -> None:
     volumes.bucket.mkdir()
-    wal_mode_file(volumes)
+    wal_mode_file(volumes.image())
     connection = volumes.open()
     assert connection.pragma("journal_mode") == "memory"
     assert content(connection) == ["from wal"] * 3
@@ -220,8 +220,8 @@ def test_mounting_an_image_in_wal_mode(volumes: "Volumes") -> None:
 def test_restoring_an_image_in_wal_mode_under_open_connections(volumes: "Volumes") -> None:
     connection = open_with(volumes, script("before"))
     assert content(connection) == ["before"] * 3
-    wal_mode_file(volumes)
-    assert restore(connection, volumes.mount().bucket, "db.db")
+    wal_mode_file(volumes.image("other"))
+    assert restore(connection, volumes.mount().bucket, "other.db")
     assert content(connection) == ["from wal"] * 3
     connection.execute("INSERT INTO t VALUES ('more')")
     assert len(content(volumes.open())) == 4
@@ -231,9 +231,9 @@ def test_a_corrupt_image_leaves_open_connections_alone(volumes: "Volumes") -> No
     connection = open_with(volumes, script("before"))
     volume = volumes.mount()
     version = volume.image.version
-    volumes.image().write_bytes(b"SQLite format 3\0 but not really")
-    with pytest.raises(buckethead.SnapshotCorruptError, match=r"db\.db"):
-        restore(connection, volume.bucket, "db.db")
+    volumes.image("other").write_bytes(b"SQLite format 3\0 but not really")
+    with pytest.raises(buckethead.SnapshotCorruptError, match=r"other\.db"):
+        restore(connection, volume.bucket, "other.db")
     assert volume.image.version == version
     assert content(connection) == ["before"] * 3
 

@@ -26,20 +26,17 @@ from buckethead.image.vfs import connected
 from buckethead.storage import layout
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket
-from buckethead.storage.snapshot import (
+from buckethead.storage.images import (
     ATTEMPTS_WHEN_REPLACED,
     PAGE_CHECKSUM,
     PAGE_COUNT,
     PAGE_SIZE,
-    FlushResult,
     checksum,
-    database_of,
     dump,
-    flush,
     read_image,
-    restore,
     write_image,
 )
+from buckethead.storage.snapshot import FlushResult, database_of, flush, restore
 from volume_tools import Controlled, Gate, Outcome, column, full_disk, pages_in, plain_file, query
 
 KEY = "folder/x.db"

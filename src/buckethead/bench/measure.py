@@ -26,11 +26,26 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One number about flush, restore or many volumes."""
+    """One number."""
 
     name: str
     value: float
     unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """Flushes of a database of ``size_mb`` of which ``changed`` rows had changed, each on a page of
+    its own: the most ``pages``, bytes (``size``) and requests that one took, the median of their
+    seconds, and of those of one PUT of as many bytes in between."""
+
+    size_mb: float
+    changed: int
+    pages: int
+    size: int
+    requests: int
+    seconds: float
+    put_seconds: float
 
 
 @dataclass(slots=True)

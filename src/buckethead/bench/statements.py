@@ -22,7 +22,6 @@ import apsw
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
 from ..registry import uri_of
-from ..volume import Volume
 from .measure import Comparison, median, quiet
 
 BASE = "memdb"
@@ -80,15 +79,7 @@ def _buckethead(folder: Path) -> Iterator[Connect]:
     try:
         yield partial(_open, uri_of(name))
     finally:
-        forget(volume)
-
-
-def forget(volume: Volume) -> None:
-    """Unmount a volume without publishing it: nothing here is worth an upload, or a rescue at
-    exit."""
-    with volume.image.publication():
-        pass
-    registry.unmount(volume)
+        registry.unmount(volume, discard=True)
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""Flush and restore of one large database: what they cost, and what they do to a writer.
+"""The image of one large database: what a checkpoint and a restore cost, and what a checkpoint does
+to a writer.
 
 The same bytes, part size and number of requests in flight for boto3 as for us; the two take turns.
 """
@@ -9,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,84 +18,68 @@ from typing import TYPE_CHECKING, Any
 import apsw
 from pydantic import SecretStr
 
-from ..config import BucketConfig, SnapshotConfig
-from ..core import registry
-from ..registry import uri_of
+from ..config import BucketConfig
 from ..storage.contract import Bucket
-from ..storage.snapshot import dump, read_image, write_image
-from ..storage.translate import translated
+from ..storage.images import dump, read_image, write_image
+from ..storage.layout import Place
+from ..storage.restoring import restore
 from ..volume import Volume
+from . import costs
 from .measure import Findings, PeakMemory, can_measure_memory, interleaved, median
-from .statements import SCHEMA, forget
+from .places import MB, UPDATE, filled, is_s3, mounted, row_count
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MB = 1_000_000
-BATCH = 2_000
 UNCHANGED_FLUSHES = 1_000
 LOOK_EVERY = 200
 
-FILL = """
-WITH RECURSIVE n(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :end)
-INSERT INTO item SELECT i, printf('name %07d', i * 7919 % 1000003), 'user' || i || '@example.org',
-    i / 8.0, 1.7e9 + i, hex(randomblob(480)) FROM n
-"""
-UPDATE = "UPDATE item SET amount = amount + 1 WHERE id = ?"
-
 UNCHANGED = "unchanged flush"
 UNCHANGED_REQUESTS = "unchanged flush: requests"
-FLUSH = "flush of the whole image"
-PAUSE = "writer's longest pause, while flushing to a directory"
-PAUSE_S3 = "writer's longest pause, while flushing to S3"
+FIRST_FLUSH = "first flush, a delta of all pages"
+CHECKPOINT = "checkpoint, the whole image"
+PAUSE = "writer's longest pause, while checkpointing to a directory"
+PAUSE_S3 = "writer's longest pause, while checkpointing to S3"
 BYSTANDER = ": another process's in its place"
-NO_FLUSH = ": without a flush"
-MEMORY_IDLE = "memory while uploading, no writer"
-MEMORY_BUSY = "memory while uploading, busy writer, beyond the pages it replaced"
+NO_CHECKPOINT = ": without a checkpoint"
+MEMORY_IDLE = "memory while checkpointing, no writer"
+MEMORY_BUSY = "memory while checkpointing, busy writer, beyond the pages it replaced"
 MEMORY_REPLACED = "memory of the pages it replaced"
-UPLOAD = "upload / boto3's upload_file"
+UPLOAD = "upload of the image / boto3's upload_file"
 RESTORE = "restore / download and backup into :memory:, both checked"
+RESTORE_DELTAS = "restore of image and deltas / of the image alone"
 
 
-def measure(place: BucketConfig, folder: Path, size_mb: float, rounds: int) -> Findings:
-    """Everything about one database of ``size_mb`` at ``place``; its objects are removed again.
+def measure(
+    place: BucketConfig,
+    folder: Path,
+    size_mb: float,
+    rounds: int,
+    deltas: int,
+    findings: Findings,
+) -> None:
+    """Everything about one database of ``size_mb`` at ``place``, in the end with so many deltas
+    after its image; its objects are removed again.
 
     ``folder`` is for files. Raises BucketError.
     """
-    findings = Findings()
-    with _mounted(place) as volume, translated("measure a flush", volume.bucket):
-        connection = apsw.Connection(uri_of(volume.name))
-        _fill(connection, volume, size_mb)
+    with mounted(place, "transfer") as volume:
+        connection = filled(volume, size_mb)
         findings.add("size of the database", volume.image.size / MB, "MB")
-        findings.add(FLUSH, volume.flush().duration_s, "s")
+        findings.add(FIRST_FLUSH, volume.flush().duration_s, "s")
+        findings.add(CHECKPOINT, volume.checkpoint().duration_s, "s")
         _unchanged(volume, findings)
         _pauses(PAUSE_S3 if is_s3(place) else PAUSE, volume, connection, rounds, findings)
         if can_measure_memory():
             _memory(volume, connection, findings)
         else:
-            findings.left_out.append("memory while uploading: only Linux tells it")
-        connection.close()
+            findings.left_out.append("memory while checkpointing: only Linux tells it")
         boto3 = _Boto3(place) if is_s3(place) else None
         _upload(volume, folder, boto3, rounds, findings)
         _restore(volume, folder, boto3, rounds, findings)
-    return findings
-
-
-def is_s3(place: BucketConfig) -> bool:
-    """Whether it is a store of S3, and no directory."""
-    return not (place.endpoint_url or "").startswith("file:")
-
-
-@contextmanager
-def _mounted(place: BucketConfig) -> Iterator[Volume]:
-    never = SnapshotConfig(interval_seconds=86_400.0, keep_previous=False)
-    volume = registry.mount("bench-transfer", place, never)
-    try:
-        yield volume
-    finally:
-        forget(volume)
-        with translated("remove the database that was measured", volume.bucket):
-            volume.bucket.delete_many([place.key, _ours(place.key), _theirs(place.key)])
+        _restore_deltas(volume, connection, rounds, deltas, findings)
+        costs.measure(volume, connection, findings)
+        connection.close()
 
 
 def _ours(key: str) -> str:
@@ -104,15 +88,6 @@ def _ours(key: str) -> str:
 
 def _theirs(key: str) -> str:
     return f"{key}.boto3"
-
-
-def _fill(connection: apsw.Connection, volume: Volume, size_mb: float) -> None:
-    for statement in SCHEMA:
-        connection.execute(statement)
-    first = 1
-    while volume.image.size < size_mb * MB:
-        connection.execute(FILL, {"first": first, "end": first + BATCH})
-        first += BATCH
 
 
 def _unchanged(volume: Volume, findings: Findings) -> None:
@@ -125,7 +100,7 @@ def _unchanged(volume: Volume, findings: Findings) -> None:
     findings.add(UNCHANGED_REQUESTS, volume.bucket.counters.requests - requests, "requests")
 
 
-# ---- a writer beside a flush
+# ---- a writer beside a checkpoint
 
 
 class _Writer:
@@ -134,9 +109,9 @@ class _Writer:
     def __init__(self, volume: Volume, connection: apsw.Connection) -> None:
         self._volume = volume
         self._connection = connection
-        self._rows = connection.execute("SELECT max(id) FROM item").get
+        self._rows = row_count(connection)
         self._chance = random.Random(1)
-        self.replaced = 0  # bytes of pages that only the flush still holds
+        self.replaced = 0  # bytes of pages that only the checkpoint still holds
 
     def write_while(self, action: Callable[[], object]) -> float:
         """Write for as long as ``action`` takes in another thread; the longest time in seconds
@@ -160,11 +135,10 @@ class _Writer:
 
 def pauses_at_a_directory(folder: Path, size_mb: float, rounds: int, findings: Findings) -> None:
     """The same pauses where no server takes time from the same processors."""
-    place = BucketConfig(bucket="bench", key="pauses", endpoint_url=(folder / "pauses").as_uri())
-    with _mounted(place) as volume:
-        connection = apsw.Connection(uri_of(volume.name))
-        _fill(connection, volume, size_mb)
-        volume.flush()
+    place = BucketConfig(bucket="bench", key="bench", endpoint_url=(folder / "pauses").as_uri())
+    with mounted(place, "pauses") as volume:
+        connection = filled(volume, size_mb)
+        volume.checkpoint()
         _pauses(PAUSE, volume, connection, rounds, findings)
         connection.close()
 
@@ -172,21 +146,22 @@ def pauses_at_a_directory(folder: Path, size_mb: float, rounds: int, findings: F
 def _pauses(
     name: str, volume: Volume, connection: apsw.Connection, rounds: int, findings: Findings
 ) -> None:
-    """A writer's longest pause while a flush runs; what a busy process that shares nothing with us
-    goes through in its place; and the writer's with no flush at all."""
+    """A writer's longest pause during a checkpoint, which publishes what it has written before;
+    what a busy process that shares nothing with us goes through in its place; and the writer's
+    with nothing beside it."""
     writer = _Writer(volume, connection)
-    flushing, bystander, alone = [], [], []
+    beside, bystander, alone = [], [], []
     for _ in range(rounds):
         connection.execute(UPDATE, (1,))
         started = time.perf_counter()
-        flushing.append(writer.write_while(volume.flush))
+        beside.append(writer.write_while(volume.checkpoint))
         seconds = time.perf_counter() - started
         alone.append(writer.write_while(partial(time.sleep, seconds)))
-        bystander.append(_pause_of_a_bystander(volume.flush))
-    findings.add(name, median(flushing) * 1000, "ms")
-    findings.add(f"{name}: worst of {rounds}", max(flushing) * 1000, "ms")
+        bystander.append(_pause_of_a_bystander(volume.checkpoint))
+    findings.add(name, median(beside) * 1000, "ms")
+    findings.add(f"{name}: worst of {rounds}", max(beside) * 1000, "ms")
     findings.add(name + BYSTANDER, median(bystander) * 1000, "ms")
-    findings.add(name + NO_FLUSH, median(alone) * 1000, "ms")
+    findings.add(name + NO_CHECKPOINT, median(alone) * 1000, "ms")
 
 
 def _pause_of_a_bystander(action: Callable[[], object]) -> float:
@@ -202,15 +177,15 @@ def _pause_of_a_bystander(action: Callable[[], object]) -> float:
 
 
 def _memory(volume: Volume, connection: apsw.Connection, findings: Findings) -> None:
-    volume.flush()
+    volume.checkpoint()
     connection.execute(UPDATE, (1,))
     with PeakMemory() as idle:
-        volume.flush()
+        volume.checkpoint()
     findings.add(MEMORY_IDLE, idle.added / MB, "MB")
     writer = _Writer(volume, connection)
     connection.execute(UPDATE, (1,))
     with PeakMemory() as busy:
-        writer.write_while(volume.flush)
+        writer.write_while(volume.checkpoint)
     findings.add(MEMORY_BUSY, (busy.added - writer.replaced) / MB, "MB")
     findings.add(MEMORY_REPLACED, writer.replaced / MB, "MB")
 
@@ -278,7 +253,7 @@ def _upload(
             theirs=partial(boto3.upload, path, _theirs(volume.key)),
         )
     path.unlink()
-    findings.add("upload", seconds["ours"], "s")
+    findings.add("upload of the image", seconds["ours"], "s")
     findings.add("boto3's upload_file", seconds["theirs"], "s")
     findings.add(UPLOAD, seconds["ours"] / seconds["theirs"], "x")
 
@@ -286,17 +261,34 @@ def _upload(
 def _restore(
     volume: Volume, folder: Path, boto3: _Boto3 | None, rounds: int, findings: Findings
 ) -> None:
-    volume.flush()
+    volume.checkpoint()
     bucket, key = volume.bucket, volume.key
     download = boto3.download if boto3 else partial(_copy_out, bucket)
     seconds = interleaved(
         rounds,
-        ours=partial(read_image, bucket, key),
+        ours=partial(restore, bucket, Place(key)),
         theirs=partial(_by_backup, partial(download, key), folder / "download.db"),
     )
     findings.add("restore", seconds["ours"], "s")
     findings.add("download and backup", seconds["theirs"], "s")
     findings.add(RESTORE, seconds["ours"] / seconds["theirs"], "x")
+
+
+def _restore_deltas(
+    volume: Volume, connection: apsw.Connection, rounds: int, deltas: int, findings: Findings
+) -> None:
+    """Restore what `_restore` did, and after it deltas of one row each."""
+    bucket, key, rows = volume.bucket, volume.key, row_count(connection)
+    chance = random.Random(1)
+    for _ in range(deltas):
+        connection.execute(UPDATE, (chance.randint(1, rows),))
+        volume.flush()
+    seconds = interleaved(
+        rounds, all=partial(restore, bucket, Place(key)), image=partial(read_image, bucket, key)
+    )
+    findings.add(f"restore of image and {deltas:,} deltas", seconds["all"], "s")
+    findings.add("restore of the image alone", seconds["image"], "s")
+    findings.add(RESTORE_DELTAS, seconds["all"] / seconds["image"], "x")
 
 
 def _copy_out(bucket: Bucket, key: str, path: Path) -> None:

@@ -17,7 +17,7 @@ from .measure import Findings, can_measure_memory, give_back_memory, resident_by
 WARM_UP = 3
 MEMORY = "many volumes: memory of each beyond its pages"
 THREADS = "many volumes: threads that came with them"
-EACH = "many volumes: open, write, flush and close one"
+EACH = "many volumes: open, write, and close one with its image"
 
 
 def open_and_close(folder: Path, count: int, findings: Findings) -> None:

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed (one line on stderr that says what to do), 2 usage.
 """
 
 import errno
+import logging
 import sys
 import traceback
 from typing import IO, Any
@@ -15,10 +16,13 @@ from ..errors import BucketHeadError
 from .bench import bench
 from .config import config
 from .demo import demo
+from .history import gc, log
 from .importing import import_file
-from .reading import inspect, restore, status, verify
+from .reading import inspect, status
+from .restoring import restore
 from .sql import shell, sql
 from .target import Target
+from .verifying import verify
 
 
 class Failure(click.ClickException):
@@ -79,12 +83,13 @@ def commands(
 
 
 for _command in (
-    *(demo, status, inspect, restore, verify),
-    *(sql, shell, import_file, config, bench),
+    *(demo, status, inspect, log, restore, verify),
+    *(sql, shell, import_file, gc, config, bench),
 ):
     commands.add_command(_command)
 
 
 def main() -> None:
-    """Run the command line of this process and exit."""
+    """Run the command line of this process and exit. What the library warns of is shown too."""
+    logging.basicConfig(level=logging.WARNING, format="buckethead: %(message)s")
     commands(prog_name="buckethead")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .output import console, json_option, print_json
-from .story import Step, Story, tell
+from .story import CHANGED_ORDER, Step, Story, tell
 
 WIDTH = 78
 
@@ -26,7 +26,8 @@ db.execute("CREATE TABLE IF NOT EXISTS t(x)")"""
 
 HEADINGS = {
     "write": "create, and write {flushed:,} orders",
-    "flush": "flush the image to the bucket",
+    "flush": "flush to the bucket",
+    "flush again": "change the price of one, flush",
     "write more": "write {lost:,} more, do not flush",
     "restore": "restore in another process",
 }
@@ -84,12 +85,20 @@ def _costs(step: Step) -> tuple[str, str, str, str]:
 
 def _outcome(story: Story) -> Text:
     sound = story.integrity_check == "ok" and story.kept == story.flushed
+    again = next(step for step in story.steps if step.step == "flush again")
     return Text.assemble(
-        (f"{story.kept:,} of {story.flushed:,} flushed orders are back.\n", "bold green"),
+        (f"{story.kept:,} of {story.flushed:,} flushed orders are back", "bold green"),
+        f", and order {CHANGED_ORDER} at its new price, {story.price:.2f}.\n",
         (f"{story.lost:,} later ones are gone", "bold yellow"),
         ": they were committed in memory only when the process was killed. A database here is as "
         "durable as its last flush: every 60 s unless set otherwise, when the program ends, and "
         "whenever you call force_flush().\n",
+        (f"{decimal(again.bytes)} in {again.requests} request", "bold green"),
+        f" was all that the second flush sent of {decimal(story.size)}: a flush costs what has "
+        "changed.\n",
+        (f"The price before, {story.first_price:.2f}, is still there", "bold green"),
+        ": the first state was restored too. For a day any state is kept: buckethead log, "
+        "buckethead restore --at '10 minutes ago' FILE\n",
         (f"integrity_check: {story.integrity_check}", "bold green" if sound else "bold red"),
     )
 

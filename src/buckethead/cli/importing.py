@@ -1,17 +1,34 @@
-"""`import`: a plain SQLite file becomes the database at the key."""
+"""`import`: a plain SQLite file becomes the newest state of the database at the key.
+
+It needs nothing of what is there: where that cannot be restored, it is replaced as a whole.
+"""
 
 from pathlib import Path
 
 import apsw
 import click
 
-from ..errors import ConfigError, SnapshotError
+from ..config import BucketConfig
+from ..errors import (
+    ConfigError,
+    HistoryError,
+    SnapshotCorruptError,
+    SnapshotError,
+    VolumeBusyError,
+)
 from ..image.pages import PageImage
 from ..image.vfs import connected
+from ..storage.contract import Bucket
 from ..storage.directory import open_bucket
-from ..storage.layout import previous
-from .output import note
-from .target import Target, head, publish
+from ..storage.history import Plan, Timeline, look, read_header
+from ..storage.images import Stamp
+from ..storage.layout import Place
+from ..storage.restoring import Restored, restore
+from ..storage.translate import translated
+from ..volume import Volume
+from .output import note, transfer
+from .target import Target
+from .writing import ONCE, mark, publish, take_over_option, write_image
 
 BACKUP_PAGES = 10_000
 
@@ -19,24 +36,103 @@ BACKUP_PAGES = 10_000
 @click.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--force", is_flag=True, help="Replace the database that is at the key.")
+@take_over_option
 @click.pass_obj
-def import_file(target: Target, file: Path, force: bool) -> None:
+def import_file(target: Target, file: Path, force: bool, take_over: bool) -> None:
     """Copy the SQLite database FILE to the bucket; FILE stays as it is.
 
-    What is still in its write-ahead log is copied too.
+    What is still in its write-ahead log is copied too. Pages that the database at the key has
+    already are not sent again.
     """
     config = target.config()
     image = _image_of(file)
     bucket = open_bucket(config)
-    replaces = head(bucket, config.key) is not None
-    if replaces and not force:
+    timeline = look(bucket, Place(config.key))
+    if (timeline.newest or timeline.image) and not force:
         raise ConfigError(
             f"Could not import {file}: there is a database {config.key!r} at {bucket.url}. "
             "Choose another --key, or replace it by --force."
         )
-    publish(config, image)
-    if replaces:
-        note(f"the database that was there is kept as {previous(config.key)!r}")
+    _replace(config, bucket, timeline, image, take_over)
+
+
+def _replace(
+    config: BucketConfig, bucket: Bucket, timeline: Timeline, image: PageImage, take_over: bool
+) -> None:
+    """Publish an image as the newest state. Raises VolumeBusyError, HistoryError, BucketError."""
+    present, readable = _present(bucket, timeline)
+    volume = Volume(
+        config.key,
+        config,
+        ONCE,
+        bucket,
+        present,
+        wake=lambda volume: None,
+        hurry=lambda volume: None,
+        reload=lambda: _present(bucket, look(bucket, timeline.place))[0],
+    )
+    mark(volume, take_over)
+    if not readable:
+        _replace_as_a_whole(volume, timeline)
+    volume.swap(image.page_size, image.pages)
+    if volume.refusal is not None:  # the claim came too late, and nothing was published
+        raise VolumeBusyError(
+            f"Could not import to {config.key!r} at {bucket.url}: another writer has published "
+            "meanwhile. Nothing was written; look at `buckethead log`, and try again."
+        )
+    if not readable:
+        volume.image.taint(range(1, volume.image.page_count + 1))
+    publish(volume)
+    write_image(volume, now=not readable)
+    if timeline.newest and readable:
+        note(f"the database before is kept: `buckethead restore --txid {timeline.newest} FILE`")
+
+
+def _present(bucket: Bucket, timeline: Timeline) -> tuple[Restored | None, bool]:
+    """The database that is there, and whether it could be restored: else only its place in the
+    history is right. Raises HistoryError when not even that can be read, BucketError."""
+    key = timeline.place.key
+    try:
+        with transfer(f"reading {key}") as progress:
+            found = restore(bucket, timeline.place, integrity_check="none", progress=progress)
+            return found, True
+    except (HistoryError, SnapshotCorruptError) as error:
+        note(f"the database that is there is replaced as a whole: {error}")
+    if not timeline.newest:
+        return None, False
+    newest, first = (read_header(bucket, timeline, txid) for txid in (timeline.newest, 1))
+    pages = [bytes(newest.page_size)] * newest.commit
+    stamp = Stamp(timeline.newest, newest.timestamp, newest.node_id, first.node_id)
+    plan = Plan("", 0, 0, (), timeline.newest)
+    return Restored(PageImage(newest.page_size, pages), stamp, plan, 0, 0, ()), False
+
+
+def _replace_as_a_whole(volume: Volume, timeline: Timeline) -> None:
+    """Have the images removed that are not the history's, as soon as it is sure that this command
+    may write: the history will soon have other states under their TXIDs."""
+    check = volume.before_claim
+
+    def before_claim(newest: Stamp) -> None:
+        check(newest)
+        _remove_images(volume.bucket, timeline)
+
+    volume.before_claim = before_claim
+    if not timeline.newest:  # nothing is claimed
+        _remove_images(volume.bucket, timeline)
+
+
+def _remove_images(bucket: Bucket, timeline: Timeline) -> None:
+    place = timeline.place
+    with translated(f"remove the image {place.image!r}", bucket):
+        for info in (timeline.image, timeline.previous):
+            stamp = timeline.stamp(info)
+            if info is None or (stamp is not None and stamp.txid <= timeline.newest):
+                continue
+            if stamp is not None:
+                bucket.delete(info.key)
+            elif info.key == place.image:  # another program's: kept as any image before
+                bucket.copy(info.key, place.previous)
+                bucket.delete(info.key)
 
 
 def _image_of(file: Path) -> PageImage:

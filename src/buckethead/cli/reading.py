@@ -1,60 +1,109 @@
-"""Commands that read: `status`, `inspect`, `restore`, `verify`. They never write to a bucket."""
+"""`status` and `inspect`: what the database at the key is. They never write to a bucket."""
 
-import os
-from datetime import UTC, datetime
-from pathlib import Path
+import time
+from typing import Any
 
 import apsw
 import click
 from rich.filesize import decimal
 
-from ..errors import ConfigError, SnapshotCorruptError
+from ..errors import HistoryError
 from ..image.vfs import connected
 from ..storage.contract import Bucket, ObjectInfo
-from ..storage.layout import previous
-from ..storage.snapshot import PAGE_CHECKSUM, PAGE_COUNT, PAGE_SIZE, dump, read_image
-from .output import json_option, note, print_facts, print_json, print_table, transfer
-from .target import Target, download, head, no_database
+from ..storage.history import Timeline, plans, utc
+from ..storage.images import PAGE_CHECKSUM, PAGE_COUNT, PAGE_SIZE
+from .entries import Record, image_record, record_of
+from .output import json_option, note, print_facts, print_json, print_table
+from .target import Target, look_at, read_newest
+from .writing import ago
 
 
 @click.command()
 @json_option
 @click.pass_obj
 def status(target: Target, as_json: bool) -> None:
-    """Say what is at the key: size, pages, checksum, age, and the image before it."""
+    """Say what is at the key: its newest state and age, its image, what can be restored.
+
+    Nothing of the database is downloaded.
+    """
     config, bucket = target.bucket_to_read()
-    info = head(bucket, config.key)
-    if info is None:
-        raise no_database(bucket, config.key)
-    before = head(bucket, previous(config.key))
+    timeline = look_at(bucket, config.key)
+    facts = {"bucket": bucket.url, "key": config.key, **_facts(bucket, timeline)}
     if as_json:
-        document = {"bucket": bucket.url, **_facts(info)}
-        print_json(document | {"previous": _facts(before) if before else None})
-        return
-    shown = {"bucket": bucket.url, **_facts(info), "size": _size(info)}
-    shown["previous"] = f"{before.key}, {_size(before)}, {_time(before)}" if before else "none"
-    print_facts({name: "unknown" if fact is None else fact for name, fact in shown.items()})
+        print_json(facts)
+    else:
+        size = facts["size"]
+        shown = facts | {"size": f"{size:,} bytes ({decimal(size)})" if size else None}
+        print_facts({name: _words(fact) for name, fact in shown.items()})
+    try:
+        plans(timeline)
+    except HistoryError as error:
+        note(str(error))
 
 
-def _facts(info: ObjectInfo) -> dict[str, object]:
+def _facts(bucket: Bucket, timeline: Timeline) -> dict[str, Any]:
+    """What the names and headers of the objects tell; None for what they do not."""
+    newest = _newest(bucket, timeline)
+    image_txid = _txid(timeline, timeline.image)
+    since = [e for txid, e in timeline.deltas.items() if image_txid is None or txid > image_txid]
+    kept = timeline.kept_since
+    oldest = record_of(bucket, timeline, kept) if kept else None
+    pages, page_size = newest.database_pages, newest.page_size
+    return {
+        "size": pages * page_size if pages and page_size else None,
+        "pages": pages,
+        "page_size": page_size,
+        "txid": timeline.newest or None,
+        "committed_at": newest.time,
+        "age_seconds": newest.moment and max(0.0, time.time() - newest.moment),
+        "writer": newest.writer,
+        "image": _image(timeline, timeline.image),
+        "deltas_since_image": len(since),
+        "bytes_since_image": sum(entry.size for entry in since),
+        "kept_since": oldest and {"txid": kept, "time": oldest.time},
+        "deltas": len(timeline.deltas),
+        "snapshots": len(timeline.snapshots),
+        "previous": _image(timeline, timeline.previous),
+    }
+
+
+def _newest(bucket: Bucket, timeline: Timeline) -> Record:
+    if timeline.newest:
+        return record_of(bucket, timeline, timeline.newest)
+    assert timeline.image is not None, "else there is no database"
+    return image_record(timeline, timeline.image)
+
+
+def _txid(timeline: Timeline, info: ObjectInfo | None) -> int | None:
+    stamp = timeline.stamp(info)
+    return stamp.txid if stamp is not None else None
+
+
+def _image(timeline: Timeline, info: ObjectInfo | None) -> dict[str, object] | None:
     """An image by its object alone; None where another program wrote it."""
+    if info is None:
+        return None
     pages, page_size = info.metadata.get(PAGE_COUNT), info.metadata.get(PAGE_SIZE)
     return {
         "key": info.key,
+        "txid": _txid(timeline, info),
         "size": info.size,
         "pages": pages and int(pages),
         "page_size": page_size and int(page_size),
         "checksum": info.metadata.get(PAGE_CHECKSUM),
-        "last_modified": _time(info),
+        "written_at": utc(info.last_modified),
     }
 
 
-def _size(info: ObjectInfo) -> str:
-    return f"{info.size:,} bytes ({decimal(info.size)})"
-
-
-def _time(info: ObjectInfo) -> str:
-    return datetime.fromtimestamp(info.last_modified, UTC).isoformat(timespec="seconds")
+def _words(fact: object) -> object:
+    """A fact for a person."""
+    if fact is None:
+        return "none"
+    if isinstance(fact, float):
+        return f"{fact:.1f} ({ago(fact)})"
+    if isinstance(fact, dict):
+        return ", ".join(f"{name} {_words(value)}" for name, value in fact.items())
+    return fact
 
 
 @click.command()
@@ -63,7 +112,8 @@ def _time(info: ObjectInfo) -> str:
 def inspect(target: Target, as_json: bool) -> None:
     """Show the schema, the rows of every table, and the pages."""
     config, bucket = target.bucket_to_read()
-    image = download(bucket, config.key, "none")
+    restored = read_newest(bucket, config.key, "none")
+    image = restored.image
     with connected(image) as connection:
         tables = [(name, _count(connection, name)) for name in _tables(connection)]
         schema = [
@@ -76,6 +126,7 @@ def inspect(target: Target, as_json: bool) -> None:
     facts: dict[str, object] = {
         "key": config.key,
         "bucket": bucket.url,
+        "txid": restored.stamp.txid if restored.stamp is not None else 0,
         "size": image.size,
         "page_size": image.page_size,
         "pages": image.page_count,
@@ -106,78 +157,3 @@ def _count(connection: apsw.Connection, table: str) -> int | None:
         return int(connection.execute(f"SELECT count(*) FROM {quoted}").get)
     except apsw.SQLError:
         return None
-
-
-@click.command()
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
-@click.option("--previous", "use_previous", is_flag=True, help="Take the image before the last.")
-@click.pass_obj
-def restore(target: Target, dest: Path, force: bool, use_previous: bool) -> None:
-    """Write the database to the file DEST, checked, whole or not at all."""
-    _check_destination(dest, force)
-    config, bucket = target.bucket_to_read()
-    key = previous(config.key) if use_previous else config.key
-    image = download(bucket, key)
-    with image.pinned() as pin:
-        dump(pin, dest)
-    note(f"restored {key!r}, {image.page_count:,} pages, {decimal(image.size)}, to {dest}")
-
-
-def _check_destination(dest: Path, force: bool) -> None:
-    """Before anything is downloaded. SQLite would replay a journal or WAL that an older file of
-    the name has left into the new one."""
-    for left in (Path(f"{dest}-wal"), Path(f"{dest}-journal")):
-        if os.path.lexists(left):
-            raise ConfigError(
-                f"Could not restore to {dest}: {left} belongs to a database that was there and "
-                "would damage the new one. Close what uses it, delete both files, or name another."
-            )
-    if dest.is_dir() or not dest.absolute().parent.is_dir():
-        raise ConfigError(
-            f"Could not restore to {dest}: it is a folder, or there is no folder for it. Name a "
-            "file in a folder that exists."
-        )
-    if os.path.lexists(dest) and not force:
-        raise ConfigError(
-            f"Could not restore to {dest}: the file exists. Name another, or replace it by --force."
-        )
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def verify(target: Target, as_json: bool) -> None:
-    """Check the image and the one before it: header, checksum, integrity_check.
-
-    Exits with 1 when one of them is damaged.
-    """
-    config, bucket = target.bucket_to_read()
-    newest, before = (_verified(bucket, key) for key in (config.key, previous(config.key)))
-    found = [check for check in (newest, before) if check is not None]
-    if as_json:
-        print_json(found)
-    else:
-        for check in found:
-            print_facts(check)
-    if newest is None:
-        raise no_database(bucket, config.key)
-    damaged = [check["key"] for check in found if not check["sound"]]
-    if damaged:
-        sound = [check["key"] for check in found if check["sound"]]
-        raise SnapshotCorruptError(
-            f"Damaged at {bucket.url}: {damaged}, sound: {sound or 'none'}. "
-            + ("Take a sound one with `buckethead restore`." if sound else "Look for a backup.")
-        )
-
-
-def _verified(bucket: Bucket, key: str) -> dict[str, object] | None:
-    """What was found out about one image; None when there is none."""
-    try:
-        with transfer(f"reading {key}") as progress:
-            image = read_image(bucket, key, progress=progress)
-    except SnapshotCorruptError as error:
-        return {"key": key, "sound": False, "fault": getattr(error, "fault", "") or str(error)}
-    if image is None:
-        return None
-    return {"key": key, "sound": True, "pages": image.page_count, "size": image.size}

@@ -1,24 +1,31 @@
 """`sql` and `shell`: statements on the database.
 
-`sql` works on a private image and writes it back only when a statement has changed it; `shell`
-mounts the volume, which is flushed now and then and at the end.
+Both work on a mounted volume. `sql` publishes once, at its end, what its statements have changed;
+`shell` is flushed now and then and at the end.
 """
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import apsw
 import apsw.shell
 import click
 
-from ..core import BucketSQLite
-from ..errors import VolumeError
+from ..config import BucketConfig
+from ..connection import Connection
+from ..core import BucketSQLite, registry
+from ..errors import BucketDeniedError, VolumeError
+from ..image.pages import PageImage
 from ..image.vfs import connected
+from ..registry import uri_of
 from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult
 from .output import SQLValue, as_json_value, json_option, note, print_json, print_table
-from .target import Target, image_or_new, publish
+from .target import Target
+from .writing import check_claim, mounted, publish, take_over_option
 
 
 @dataclass(slots=True)
@@ -29,87 +36,123 @@ class _Result:
     rows: list[tuple[SQLValue, ...]] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Done:
+    """What the statements of a command did."""
+
+    results: list[_Result] = field(default_factory=list)
+    changes: int = 0
+    left_open: bool = False
+    flushed: FlushResult | None = None
+
+
 @click.command()
 @click.argument("statements")
 @json_option
+@take_over_option
 @click.pass_obj
-def sql(target: Target, statements: str, as_json: bool) -> None:
+def sql(target: Target, statements: str, as_json: bool, take_over: bool) -> None:
     """Run STATEMENTS, separated by semicolons, and show their rows.
 
     Rows are a table on a terminal and values between tabs in a pipe. What the statements have
     committed is flushed to the bucket before the rows are shown, also when a later one fails.
     """
     config = target.config()
-    image = image_or_new(config)
-    flushed: FlushResult | None = None
-    with connected(image) as connection:
-        try:
-            results = _run(connection, statements)
-            changes = connection.total_changes()
-            left_open = connection.in_transaction
-        finally:
-            if image.changed:
-                flushed = publish(config, image)
-    if as_json:
-        print_json(_document(results, changes, flushed))
+    done = _Done()
+    if _is_there(config):
+        _on_volume(config, take_over, statements, done)
     else:
-        for number, result in enumerate(results):
+        _on_nothing(config, statements, done)
+    if as_json:
+        print_json(_document(done))
+    else:
+        for number, result in enumerate(done.results):
             if number:
                 click.echo()
             print_table(result.columns, result.rows)
-    if left_open:
+    if done.left_open:
         raise VolumeError(
             "The statements end within a transaction, which was rolled back: add COMMIT at the end."
         )
 
 
-def _run(connection: apsw.Connection, statements: str) -> list[_Result]:
+def _is_there(config: BucketConfig) -> bool:
+    try:
+        open_bucket(config, create=False)
+    except BucketDeniedError:  # no such directory
+        return False
+    return True
+
+
+def _on_volume(config: BucketConfig, take_over: bool, statements: str, done: _Done) -> None:
+    with mounted(config, take_over) as volume:
+        try:
+            with closing(Connection(uri_of(volume.name))) as connection:
+                _run(connection, statements, done)
+        finally:
+            done.flushed = publish(volume)
+
+
+def _on_nothing(config: BucketConfig, statements: str, done: _Done) -> None:
+    """Make the directory bucket only when there is something to write."""
+    image = PageImage()
+    try:
+        with connected(image) as connection:
+            _run(connection, statements, done)
+    finally:
+        if image.changed:
+            with mounted(config, take_over=False) as volume:
+                volume.swap(image.page_size, image.pages)
+                done.flushed = publish(volume)
+
+
+def _run(connection: apsw.Connection, statements: str, done: _Done) -> None:
     """Run the statements one after the other; a result for each that can give rows."""
-    results: list[_Result] = []
 
     def begin(cursor: apsw.Cursor, statement: str, bindings: object) -> bool:
         columns = [name for name, *_ in cursor.get_description()]
         if columns:
-            results.append(_Result(columns))
+            done.results.append(_Result(columns))
         return True
 
     cursor = connection.cursor()
     cursor.exec_trace = begin
     try:
         for row in cursor.execute(statements):
-            results[-1].rows.append(row)
+            done.results[-1].rows.append(row)
     except UnicodeDecodeError as error:
         raise VolumeError(
             "Could not show a value: it is text that is not UTF-8. Select CAST(... AS BLOB)."
         ) from error
-    return results
+    done.changes = connection.total_changes()
+    done.left_open = connection.in_transaction
 
 
-def _document(
-    results: list[_Result], changes: int, flushed: FlushResult | None
-) -> dict[str, object]:
+def _document(done: _Done) -> dict[str, object]:
+    flushed = done.flushed
     return {
         "results": [
             {
                 "columns": result.columns,
                 "rows": [[as_json_value(value) for value in row] for row in result.rows],
             }
-            for result in results
+            for result in done.results
         ],
-        "changes": changes,
+        "changes": done.changes,
         "flushed": flushed
         and {
             "pages": flushed.pages,
             "bytes": flushed.bytes_written,
-            "checksum": flushed.snapshot_hash,
+            "txid": flushed.txid,
             "seconds": flushed.duration_s,
         },
     }
 
 
 @click.command()
+@take_over_option
 @click.pass_obj
-def shell(target: Target) -> None:
+def shell(target: Target, take_over: bool) -> None:
     """Open APSW's SQL shell on the database; .help shows its commands, .exit leaves it.
 
     What is committed is flushed every minute and at the end. Statements from a pipe end with the
@@ -117,8 +160,11 @@ def shell(target: Target) -> None:
     """
     config = target.config()
     bucket = open_bucket(config)
-    with BucketSQLite(config) as mounted:
-        connection = mounted.connect()
+    with BucketSQLite(config) as database:
+        volume = registry.get(database.stats.name)
+        assert volume is not None, "started"
+        volume.before_claim = partial(check_claim, volume, take_over)
+        connection = database.connect()
         try:
             arguments = [] if sys.stdin.isatty() else ["-bail"]
             prompt: Any = apsw.shell.Shell(db=connection, args=arguments)
@@ -128,6 +174,9 @@ def shell(target: Target) -> None:
                 raise
         finally:
             connection.close()  # rolls back what is not committed: nobody would commit it any more
-        result = mounted.force_flush()
+        result = database.force_flush()
     if result.uploaded:
-        note(f"flushed {result.pages:,} changed pages to {config.key!r} at {bucket.url}")
+        note(
+            f"flushed {result.pages:,} changed pages as TXID {result.txid} of {config.key!r} at "
+            f"{bucket.url}"
+        )

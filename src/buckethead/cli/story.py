@@ -1,7 +1,8 @@
 """What `demo` does and measures; how it is shown is `demo.py`'s business.
 
-A child process writes, flushes, writes more and is killed with SIGKILL at exactly that point: it
-has said over a pipe that it is there. This process then restores what the bucket has.
+A child process writes, flushes, changes a little, flushes, writes more and is killed with SIGKILL
+at exactly that point: it has said over a pipe that it is there. This process then restores what
+the bucket has, the newest state and the first.
 """
 
 import json
@@ -13,13 +14,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import apsw
+
 from ..config import BucketConfig
 from ..core import BucketSQLite
 from ..errors import BucketHeadError
+from ..image.vfs import connected
+from ..storage.directory import open_bucket
+from ..storage.layout import Place
+from ..storage.restoring import restore
 
 FLUSHED_ORDERS = 5_000
 LOST_ORDERS = 500
-STEPS_OF_THE_CHILD = 3
+CHANGED_ORDER = 42
+NEW_PRICE = 0.99
+STEPS_OF_THE_CHILD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """What happened. Counts are rows; ``signal`` is what ended the child."""
+    """What happened. Counts are rows; ``signal`` is what ended the child; ``size`` of the database
+    in bytes; the prices are those of `CHANGED_ORDER` in the newest state and in that of TXID 1."""
 
     steps: list[Step]
     signal: int
@@ -44,6 +54,9 @@ class Story:
     lost: int
     integrity_check: str
     page_size: int
+    size: int
+    price: float
+    first_price: float
 
 
 def demo_bucket(folder: Path) -> BucketConfig:
@@ -69,7 +82,23 @@ def tell(folder: Path) -> Story:
             lost=FLUSHED_ORDERS + LOST_ORDERS - kept,
             integrity_check=str(connection.pragma("integrity_check")),
             page_size=status.page_size,
+            size=status.size,
+            price=_price(connection),
+            first_price=_first_price(folder),
         )
+
+
+def _price(connection: apsw.Connection) -> float:
+    return float(connection.execute("SELECT price FROM orders WHERE id = ?", (CHANGED_ORDER,)).get)
+
+
+def _first_price(folder: Path) -> float:
+    """The price in the first state of the history."""
+    config = demo_bucket(folder)
+    restored = restore(open_bucket(config), Place(config.key), lambda timeline: 1)
+    assert restored is not None, "the newest state was there"
+    with connected(restored.image) as connection:
+        return _price(connection)
 
 
 def _killed_child(folder: Path) -> tuple[list[Step], int]:

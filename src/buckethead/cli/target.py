@@ -8,17 +8,17 @@ from itertools import islice
 
 import click
 from pydantic import ValidationError
-from rich.filesize import decimal
 
-from ..config import BucketConfig, SnapshotConfig, resolved_bucket
-from ..errors import BucketDeniedError, BucketError, ObjectNotFoundError
-from ..image.pages import PageImage
-from ..storage.contract import Bucket, ObjectInfo
+from ..config import BucketConfig, resolved_bucket
+from ..errors import ObjectNotFoundError
+from ..storage.contract import Bucket
 from ..storage.directory import open_bucket
-from ..storage.snapshot import FlushResult, IntegrityCheck, read_image
+from ..storage.history import Timeline, look
+from ..storage.images import IntegrityCheck
+from ..storage.layout import Place
+from ..storage.restoring import Restored, restore
 from ..storage.translate import translated
-from ..volume import Volume
-from .output import note, transfer
+from .output import transfer
 
 OTHERS_NAMED = 5
 
@@ -50,12 +50,6 @@ class Target:
         return config, open_bucket(config, create=False)
 
 
-def head(bucket: Bucket, key: str) -> ObjectInfo | None:
-    """What the store knows of an object. Raises BucketError."""
-    with translated(f"look at {key!r}", bucket):
-        return bucket.head(key)
-
-
 def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
     """The error for a key that holds nothing; it names some of what is there instead."""
     with translated("list the bucket", bucket):
@@ -67,38 +61,19 @@ def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
     )
 
 
-def download(bucket: Bucket, key: str, integrity_check: IntegrityCheck = "full") -> PageImage:
-    """The image at a key, checked. Raises SnapshotCorruptError, BucketError."""
+def read_newest(bucket: Bucket, key: str, how: IntegrityCheck = "full") -> Restored:
+    """The newest state of the database at a key, checked. Raises ObjectNotFoundError when there is
+    none, HistoryError, SnapshotCorruptError, BucketError."""
     with transfer(f"reading {key}") as progress:
-        image = read_image(bucket, key, integrity_check=integrity_check, progress=progress)
-    if image is None:
+        restored = restore(bucket, Place(key), integrity_check=how, progress=progress)
+    if restored is None:
         raise no_database(bucket, key)
-    return image
+    return restored
 
 
-def image_or_new(config: BucketConfig) -> PageImage:
-    """The image at the configured key, or an empty one where there is none yet."""
-    try:
-        bucket = open_bucket(config, create=False)
-    except BucketDeniedError:  # no such directory: made when there is something to write
-        return PageImage()
-    with transfer(f"reading {config.key}") as progress:
-        return read_image(bucket, config.key, progress=progress) or PageImage()
-
-
-def publish(config: BucketConfig, image: PageImage) -> FlushResult:
-    """Write what has changed in the image to the configured key.
-
-    Raises BucketError: then the bucket has what it had.
-    """
-    bucket = open_bucket(config)
-    volume = Volume(config.key, config, SnapshotConfig(), bucket, image, lambda volume: None)
-    try:
-        with transfer(f"writing {config.key}", image.size) as progress:
-            result = volume.flush(progress)
-    except BucketError as error:
-        error.add_note("The changes of this command were not kept.")
-        raise
-    pages = f"{result.pages:,} changed page{'' if result.pages == 1 else 's'}"
-    note(f"flushed {pages}, {decimal(result.bytes_written)}, to {config.key!r} at {bucket.url}")
-    return result
+def look_at(bucket: Bucket, key: str) -> Timeline:
+    """What is kept of the database at a key. Raises ObjectNotFoundError when there is nothing."""
+    timeline = look(bucket, Place(key))
+    if timeline.image is None and not timeline.newest:
+        raise no_database(bucket, key)
+    return timeline

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..config import SnapshotConfig
 from ..core import BucketSQLite
-from .story import FLUSHED_ORDERS, LOST_ORDERS, demo_bucket
+from .story import CHANGED_ORDER, FLUSHED_ORDERS, LOST_ORDERS, NEW_PRICE, demo_bucket
 
 NEVER_SECONDS = 86_400.0
 
@@ -52,6 +52,11 @@ def main() -> None:
             )
             _add_orders(mounted, 1, FLUSHED_ORDERS)
         with _told(mounted, "flush"):
+            mounted.force_flush()
+        mounted.connection.execute(
+            "UPDATE orders SET price = ? WHERE id = ?", (NEW_PRICE, CHANGED_ORDER)
+        )
+        with _told(mounted, "flush again"):
             mounted.force_flush()
         with _told(mounted, "write more"), mounted.connection:
             _add_orders(mounted, FLUSHED_ORDERS + 1, LOST_ORDERS)

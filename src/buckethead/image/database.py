@@ -7,15 +7,32 @@ flusher) hangs on the hooks `committed` and `closed`; this file knows nothing of
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import VolumeBusyError
 from . import header
-from .pages import PageImage, Pin, StalePinError, Version
+from .pages import PageImage, PageNumber, Pin, StalePinError, Version
 
 log = logging.getLogger("buckethead")
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """What a COMMIT is about to bring in: its pages, the numbers of those that have changed, and
+    the length of the file after it.
+
+    Where ``publishing`` was called with the page numbers that will be sent, these count as
+    published if the commit comes to pass, and as dirty if it does not.
+    """
+
+    pages: Mapping[PageNumber, bytes]
+    changed: set[PageNumber]
+    page_count: int
+    page_size: int
+    publishing: Callable[[frozenset[PageNumber]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +46,20 @@ class Saved:
 class Database:
     """What all open files of one database share. ``name`` is the file name SQLite was given."""
 
-    refusal: Callable[[], Exception] | None = None
-    """Makes the error that a write raises where writing is not allowed (any more)."""
+    refusal: Callable[[], BaseException | None] | None = None
+    """Asked before a write where writing is not allowed (any more), or not yet: the error that the
+    write raises, or None where it may go on after all."""
+
+    before_commit: Callable[["Transaction"], None] | None = None
+    """Called at SQLITE_FCNTL_SYNC, before the commit point, with what is about to be committed;
+    what it raises makes COMMIT fail. It has to call `Transaction.publishing` before it sends
+    anything."""
+
+    file_class: Callable[["Database"], Any] | None = None
+    """Makes the files that SQLite opens of it, where they do more than a `vfs.DatabaseFile`."""
+
+    home: tuple[tuple[str, ...], str] | None = None
+    """Store and key of the database's own image; others are mere copies."""
 
     def __init__(self, name: str, image: PageImage | None = None) -> None:
         self.name = name
@@ -39,6 +68,15 @@ class Database:
         self._publishing = False  # guarded by `flushing`
         self._doorkeeper = Pin()  # sits in the writer's seat while nobody may write
         self.saved: dict[tuple[tuple[str, ...], str], Saved] = {}  # by store and key
+
+    def checkpoint(self) -> Any:
+        """Write the image at `home`."""
+        raise NotImplementedError
+
+    def unpublished(self, numbers: frozenset[PageNumber]) -> None:
+        """Called when what was published at `before_commit` was not committed after all: the
+        bucket has to be set right. Must be quick and not raise."""
+        self.image.taint(numbers)
 
     def committed(self) -> None:
         """Called after every commit, in the committing thread: must be quick and not raise."""
@@ -63,7 +101,7 @@ class Database:
             finally:
                 self._publishing = False
 
-    def close_to_writers(self, refusal: Callable[[], Exception], seconds: float) -> None:
+    def close_to_writers(self, refusal: Callable[[], BaseException], seconds: float) -> None:
         """Let nobody write any more; a transaction that is writing has ``seconds`` to end."""
         deadline = time.monotonic() + seconds
         while True:
@@ -83,6 +121,13 @@ class Database:
         self.refusal = None
         self.image.unpin(self._doorkeeper)
 
+    def check_writable(self) -> None:
+        """Raise the refusal where writing is not allowed."""
+        if self.refusal is not None:
+            error = self.refusal()
+            if error is not None:
+                raise error
+
     def swap(self, page_size: int, pages: list[bytes]) -> None:
         """Put another image in place of the present one, under open connections.
 
@@ -90,15 +135,23 @@ class Database:
         Raises VolumeBusyError while a transaction is writing, and the refusal where nobody may
         write.
         """
-        if self.refusal is not None:
-            raise self.refusal()
+        self.check_writable()
+        if self.refusal is not None:  # what may be written to has just changed under us
+            raise VolumeBusyError(
+                f"Could not put another database in place of {self.name!r}: another process has "
+                "written to it meanwhile. Look at the new state, and try again."
+            )
+        self.show(page_size, pages, published=False)
+
+    def show(self, page_size: int, pages: list[bytes], *, published: bool) -> None:
+        """`swap` also where nobody may write. ``published``: the bucket has this very state."""
         pin = Pin()
         try:
             self._take_seat(pin)
             shown = self.image.pages[0] if self.image.pages else None
             if shown is not None and pages:
                 pages[0] = _unlike(shown, pages[0])
-            self.image.swap(page_size, pages, pin)
+            self.image.swap(page_size, pages, pin, published=published)
         finally:
             self.image.unpin(pin)
 

@@ -62,3 +62,19 @@ def without_wal(page1: bytes) -> bytes:
     if page1[18:20] == b"\x01\x01":
         return page1
     return page1[:18] + b"\x01\x01" + page1[20:]
+
+
+def shown_after(page1: bytes, before: bytes, shown: bytes) -> bytes:
+    """A published page 1 as those who follow see it after ``shown`` (invariant 13).
+
+    ``before`` was published before it; ``shown`` may be ahead of that, and then only what differs
+    between the two published ones says whether the schema has changed.
+    """
+    counter, cookie = counters(page1, 24)
+    shown_counter, shown_cookie = counters(shown, 24)
+    new_counter = counter if counter > shown_counter else after(shown_counter)
+    if cookie == counters(before, 24)[1]:
+        new_cookie = shown_cookie
+    else:
+        new_cookie = cookie if cookie > shown_cookie else after(shown_cookie)
+    return with_counters(without_wal(page1), new_counter, new_cookie)

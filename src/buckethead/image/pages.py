@@ -109,13 +109,14 @@ class Publication:
 
     pin: Pin
     dirty: frozenset[PageNumber]
+    kept: bool = False  # the pin outlives the block, and whoever set this unpins it
 
 
 _Commit: TypeAlias = tuple[dict[PageNumber, bytes], int, int, int, Pin, Version]
 """Overlay, old and new page count, page size, the writer's pin, the version to come."""
 
-_Swap: TypeAlias = tuple[list[bytes], int, Version]
-"""Pages, page size, the version to come."""
+_Swap: TypeAlias = tuple[list[bytes], int, set[PageNumber], Version]
+"""Pages, page size, what is dirty then, the version to come."""
 
 _Undos: TypeAlias = Sequence[tuple[dict[PageNumber, bytes], int]]
 
@@ -181,10 +182,21 @@ class PageImage:
             return bool(self.dirty or self._taken)
 
     @property
-    def dirty_count(self) -> int:
-        """Pages that may differ from the last published state."""
+    def dirty_numbers(self) -> set[PageNumber]:
+        """The pages that may differ from the last published state."""
         with self.lock:
-            return len(self.dirty | self._taken)
+            return self.dirty | self._taken
+
+    @property
+    def dirty_count(self) -> int:
+        """How many pages may differ from the last published state."""
+        return len(self.dirty_numbers)
+
+    def taint(self, numbers: Iterable[PageNumber]) -> None:
+        """Note that the bucket has something else for these pages than the image."""
+        with self.lock:
+            self._finish()
+            self.dirty.update(number for number in numbers if number <= len(self.pages))
 
     # -- pins -------------------------------------------------------------------------------
 
@@ -298,38 +310,54 @@ class PageImage:
             heavy, self._heavy = self._heavy, None
             _warn(heavy)
 
-    def swap(self, page_size: int, pages: list[bytes], writer: Pin) -> None:
+    def swap(
+        self, page_size: int, pages: list[bytes], writer: Pin, *, published: bool = False
+    ) -> None:
         """Put another image in place of this one; live pins go on showing the old one.
 
-        All pages are dirty then, and the list belongs to the image from here on. ``writer`` holds
-        the seat, so that no transaction is cut through; it goes on showing the old image.
+        Nothing is dirty then if the new image is the ``published`` state; else whatever differs
+        from the old one is too. The list belongs to the image from here on. ``writer`` holds the
+        seat, so that no transaction is cut through; it goes on showing the old image.
         """
         with self.lock:
             self._finish()
             assert self.writer is writer, "invariant 2: a swap comes from the writer's seat"
-            self.pending = (pages, page_size, self.version + 1)
+            dirty = set() if published else self._dirty_as(page_size, pages)
+            self.pending = (pages, page_size, dirty, self.version + 1)
             try:
                 self._finish()
             except BaseException:
                 self._finish()
                 raise
 
+    def _dirty_as(self, page_size: int, pages: list[bytes]) -> set[PageNumber]:
+        """What is dirty once ``pages`` have taken the place of the present ones (invariant 3)."""
+        count = len(pages)
+        if page_size != self.page_size:
+            return set(range(1, count + 1))
+        pairs = enumerate(zip(pages, self.pages, strict=False), 1)
+        changed = {number for number, (new, old) in pairs if new != old}
+        changed.update(range(len(self.pages) + 1, count + 1))
+        if count < len(self.pages):
+            changed.add(1)  # the bucket must hear that the file is shorter
+        return changed | {number for number in self.dirty | self._taken if number <= count}
+
     def _finish(self) -> None:
         """Bring a pending commit or swap in whole. Caller holds the lock. May run again after an
         exception at any point: every step of it is idempotent, and `pending` goes last."""
         if self.pending is None:
             return
-        if len(self.pending) == 3:
+        if len(self.pending) == 4:
             self._swap(self.pending)
         else:
             self._commit(self.pending)
 
     def _swap(self, swap: _Swap) -> None:
-        pages, page_size, version = swap
+        pages, page_size, dirty, version = swap
         self._undos(0, None)
         self.page_size = page_size
         self.pages = pages
-        self.dirty = set(range(1, len(pages) + 1))
+        self.dirty = dirty
         self._taken = set()
         self.version = version
         self.pending = None
@@ -398,6 +426,7 @@ class PageImage:
         pages taken stay noted until a publication succeeds (invariants 3, 12). One at a time.
         """
         pin = Pin()
+        publication: Publication | None = None
         try:
             with self.lock:
                 self._finish()
@@ -407,12 +436,14 @@ class PageImage:
                 self.dirty = set()
                 count = pin.page_count
                 taken = frozenset(number for number in self._taken if number <= count)
-            yield Publication(pin, taken)
+            publication = Publication(pin, taken)
+            yield publication
             with self.lock:
                 self._taken = set()
         finally:
             self._take_back()
-            self.unpin(pin)
+            if publication is None or not publication.kept:
+                self.unpin(pin)
 
     def _take_back(self) -> None:
         with self.lock:

@@ -1,8 +1,8 @@
 """A page image to and from one object: a plain SQLite database file with its checksum.
 
-Pure functions: no thread of their own, no lifecycle. The image streams from a pin, so writers go
-on; it is read back by parallel ranges straight into pages and checked before anybody sees it.
-Whether anything changed is known from the image's version, never found out by hashing.
+The image streams from a pin, so writers go on; it is read back by parallel ranges straight into
+pages and checked before anybody sees it. Where it stands in its history is in its metadata, as a
+`Stamp`; an image without one was written by another program.
 """
 
 import logging
@@ -17,19 +17,13 @@ from typing import Literal
 import apsw
 from fastcrc import crc64
 
-from ..errors import (
-    ConfigError,
-    PreconditionFailedError,
-    SnapshotCorruptError,
-    SnapshotError,
-    VolumeReadOnlyError,
-)
+from ..errors import ConfigError, PreconditionFailedError, SnapshotCorruptError, SnapshotError
 from ..image import header
-from ..image.database import Database, Saved
 from ..image.pages import PageImage, Pin
-from ..image.vfs import connected, file_of
+from ..image.vfs import connected
 from . import layout
 from .contract import Bucket, ObjectInfo, replacing
+from .layout import TXID
 from .translate import translated
 
 log = logging.getLogger("buckethead")
@@ -37,6 +31,7 @@ log = logging.getLogger("buckethead")
 PAGE_SIZE = "buckethead-page-size"
 PAGE_COUNT = "buckethead-page-count"
 PAGE_CHECKSUM = "buckethead-page-checksum"
+STAMP = "buckethead-history"
 
 CHECKSUM_RUN = 1 << 20
 """Bytes checksummed between two rests: 0.2 ms, where a whole part would hold up a writer for 5 ms
@@ -54,18 +49,31 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class FlushResult:
-    """What a flush did. ``snapshot_hash`` is the page checksum of the image that the bucket has
-    now; ``pages`` counts the pages that had changed; ``debounced``: a flush was scheduled for
-    the end of the minimum interval instead."""
+class Stamp:
+    """Where a state stands in its history. ``timestamp`` in ms since 1970; ``writer`` is the node
+    id of its delta, ``epoch`` that of the first delta, which no other history has."""
 
-    uploaded: bool
-    bytes_written: int
-    snapshot_hash: str | None
-    pages: int = 0
-    txid: int | None = None
-    duration_s: float = 0.0
-    debounced: bool = False
+    txid: TXID
+    timestamp: int
+    writer: int
+    epoch: int
+
+    def same_history(self, epoch: int) -> bool:
+        """Whether nothing speaks against it; 0 is an epoch that is not known."""
+        return epoch in (0, self.epoch) or not self.epoch
+
+    def __str__(self) -> str:
+        return f"{self.txid} {self.timestamp} {self.writer:016x} {self.epoch:016x}"
+
+    @classmethod
+    def of(cls, info: ObjectInfo) -> "Stamp | None":
+        """The stamp of an image; None for one that another program wrote."""
+        words = info.metadata.get(STAMP, "").split()
+        try:
+            txid, timestamp, writer, epoch = words
+            return cls(int(txid), int(timestamp), int(writer, 16), int(epoch, 16))
+        except ValueError:
+            return None
 
 
 def checksum(pin: Pin) -> str:
@@ -85,12 +93,17 @@ def write_image(
     *,
     keep_previous: bool,
     page_checksum: str | None = None,
+    stamp: Stamp | None = None,
+    adopted: Callable[[], str | None] = lambda: None,
     progress: Progress | None = None,
 ) -> str:
     """Write the version that ``pin`` shows as the image at ``key``; returns its page checksum.
 
     With ``keep_previous`` the image that is there now is kept beside it, by a copy inside the
-    store. The new image appears whole or not at all. Raises BucketError.
+    store. The new image appears whole or not at all. With a ``stamp``, which the metadata will
+    carry, it only takes the place of an earlier state of the same history, or of the image whose
+    ETag ``adopted`` gives; where that very state is there already, nothing is written. Raises
+    NewerImageError, ForeignImageError, BucketError.
     """
     page_checksum = page_checksum or checksum(pin)
     metadata = {
@@ -99,17 +112,54 @@ def write_image(
         PAGE_CHECKSUM: page_checksum,
     }
     with translated(f"write the image {key!r}", bucket):
-        if keep_previous:
+        present = bucket.head(key)
+        if stamp is not None:
+            metadata[STAMP] = str(stamp)
+            if _is_there(present, stamp, bucket, adopted):  # the reply to writing it was lost
+                return page_checksum
+        if keep_previous and present is not None:
             bucket.copy(key, layout.previous(key))
-        bucket.put_parts(
-            _parts(pin, bucket.part_size), key, size=pin.size, metadata=metadata, progress=progress
-        )
+
+        def parts() -> Iterator[bytes]:
+            for run in pin.runs(bucket.part_size // pin.page_size):
+                yield b"".join(run)
+            if stamp is not None:  # once more, just before the object appears
+                _is_there(bucket.head(key), stamp, bucket, adopted)
+
+        bucket.put_parts(parts(), key, size=pin.size, metadata=metadata, progress=progress)
     return page_checksum
 
 
-def _parts(pin: Pin, part_size: int) -> Iterator[bytes]:
-    for run in pin.runs(part_size // pin.page_size):
-        yield b"".join(run)
+class NewerImageError(SnapshotError):
+    """The image at the key is newer than the one to be written: another writer's."""
+
+
+class ForeignImageError(SnapshotError):
+    """The image at the key is no part of the history that goes on beside it."""
+
+
+def _is_there(
+    present: ObjectInfo | None, stamp: Stamp, bucket: Bucket, adopted: Callable[[], str | None]
+) -> bool:
+    """Whether a state is the image already. Raises where that one must not be replaced."""
+    if present is None:
+        return False
+    found = Stamp.of(present)
+    if found is None or not found.same_history(stamp.epoch):
+        if present.etag == adopted():
+            return False
+        raise ForeignImageError(
+            f"Could not write the image {present.key!r} at {bucket.url}: another program has put "
+            f"an image there that is no part of its history. Nothing of it was overwritten, and "
+            f"the history has every commit up to TXID {stamp.txid}. Move that image away, or take "
+            "it with `buckethead restore --image FILE`."
+        )
+    if found.txid > stamp.txid:
+        raise NewerImageError(
+            f"Could not write the image {present.key!r} at {bucket.url}: it is of TXID "
+            f"{found.txid}, and the one to be written of {stamp.txid}. Nothing was written."
+        )
+    return found.txid == stamp.txid
 
 
 def read_image(
@@ -129,16 +179,21 @@ def read_image(
             if info is None:
                 return None
             try:
-                image = _download(bucket, info, progress)
+                image = download(bucket, info, progress)
                 break
             except PreconditionFailedError:  # replaced while it was read: read the new one
                 if attempt == ATTEMPTS_WHEN_REPLACED - 1:
                     raise
-    _check_database(image, bucket, key, integrity_check)
+    check_database(image, bucket, key, integrity_check)
     return image
 
 
-def _download(bucket: Bucket, info: ObjectInfo, progress: Progress | None) -> PageImage:
+def download(bucket: Bucket, info: ObjectInfo, progress: Progress | None = None) -> PageImage:
+    """The image that a HEAD has shown, its header and checksum checked, in memory.
+
+    Raises SnapshotCorruptError, PreconditionFailedError when it was replaced since, and what the
+    bucket raises.
+    """
     expected = _Expected(bucket, info)
     pages: list[bytes] = []
     crc = crc64.go_iso(b"")
@@ -215,7 +270,8 @@ def corrupt(bucket: Bucket, key: str, fault: str) -> SnapshotCorruptError:
     return error
 
 
-def _check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCheck) -> None:
+def check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCheck) -> None:
+    """Let SQLite look at a restored image. Raises SnapshotCorruptError, naming ``key``."""
     if how == "none":
         return
     pragma = "integrity_check" if how == "full" else "quick_check"
@@ -231,72 +287,6 @@ def _check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCh
         raise corrupt(bucket, key, f"{pragma} failed ({error})") from error
     if found != ["ok"]:
         raise corrupt(bucket, key, f"{pragma} says: {'; '.join(found[:3])}")
-
-
-def flush(
-    conn: apsw.Connection,
-    bucket_client: Bucket,
-    key: str,
-    *,
-    keep_previous: bool,
-    last_hash: str | None = None,
-) -> FlushResult:
-    """Write the image of a connection's volume to ``key``, only if it changed since the last
-    image that was written there from this process.
-
-    ``last_hash``, the page checksum of an earlier flush, skips the upload where it is still the
-    same. Raises ConfigError when the connection's main database is no volume, BucketError.
-    """
-    started = time.perf_counter()
-    database = database_of(conn)
-    place = (bucket_client.identity, key)
-    with database.publication_alone(), database.image.pinned() as pin:
-        saved = database.saved.get(place)
-        if not pin.page_count or (saved is not None and saved.version == pin.version):
-            return FlushResult(False, 0, saved.checksum if saved else last_hash)
-        page_checksum = checksum(pin)
-        if uploaded := page_checksum != last_hash:
-            write_image(
-                pin, bucket_client, key, keep_previous=keep_previous, page_checksum=page_checksum
-            )
-        database.saved[place] = Saved(pin.version, page_checksum)
-        return FlushResult(
-            uploaded=uploaded,
-            bytes_written=pin.size if uploaded else 0,
-            snapshot_hash=page_checksum,
-            pages=pin.page_count if uploaded else 0,
-            duration_s=time.perf_counter() - started,
-        )
-
-
-def restore(conn: apsw.Connection, bucket_client: Bucket, key: str) -> bool:
-    """Put the image at ``key`` in place of the connection's volume; False when there is none.
-
-    Open connections see it at their next statement. Raises SnapshotCorruptError, and the database
-    is left as it was; VolumeBusyError while a transaction is writing; BucketError.
-    """
-    database = database_of(conn)
-    if conn.readonly("main"):
-        raise VolumeReadOnlyError(
-            f"Could not restore into {database.name!r}: the connection is read-only. Use one that "
-            "may write."
-        )
-    image = read_image(bucket_client, key)
-    if image is None:
-        return False
-    database.swap(image.page_size, image.pages)
-    return True
-
-
-def database_of(conn: apsw.Connection) -> Database:
-    """The volume that is the connection's main database. Raises ConfigError."""
-    file = file_of(conn)
-    if file is None:
-        raise ConfigError(
-            f"The main database of {conn!r} is no volume: open it with apsw.Connection("
-            "'file:NAME?vfs=buckethead'), or copy it into one with `buckethead import FILE`."
-        )
-    return file.database
 
 
 def dump(pin: Pin, path: str | os.PathLike[str]) -> None:

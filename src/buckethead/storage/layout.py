@@ -1,12 +1,82 @@
 """Every object key, built in one place.
 
+For the database at key ``K``; ``<branch>`` is ``main`` or a name, numbers are 16 hex digits:
+
 | key | what |
 |---|---|
-| ``K`` | the image: a plain SQLite database file |
-| ``K.prev`` | the image before it |
+| ``K`` | the image of ``main``: a plain SQLite database file |
+| ``K.branch.<branch>`` | the image of another branch |
+| ``<image>.prev`` | the image before it |
+| ``K.ltx/<branch>/0000/<txid>-<txid>.ltx`` | a delta: the pages that one flush changed |
+| ``K.ltx/<branch>/0009/<1>-<txid>.ltx`` | a snapshot: all pages, in the format of a delta |
+| ``K.ltx/probe`` | shows whether the store keeps to ``If-None-Match`` |
 """
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+TXID: TypeAlias = int
+"""Number of a delta within its history, 1 for the first; the state after it has the same number."""
+
+MAIN = "main"
+
+_LTX_NAME = re.compile(r"(0000|0009)/([0-9a-f]{16})-([0-9a-f]{16})\.ltx")
 
 
 def previous(key: str) -> str:
     """Where the image before the one at ``key`` is kept."""
     return f"{key}.prev"
+
+
+def probe(key: str) -> str:
+    """The object that shows whether the store keeps to conditions."""
+    return f"{key}.ltx/probe"
+
+
+def is_ours(key: str, object_key: str) -> bool:
+    """Whether an object belongs to the database at ``key``: its images and its histories."""
+    return object_key in (key, previous(key)) or object_key.startswith(
+        (f"{key}.ltx/", f"{key}.branch.")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One branch of the database at ``key``: where its image and its history are."""
+
+    key: str
+    branch: str = MAIN
+
+    @property
+    def image(self) -> str:
+        """The key of the image."""
+        return self.key if self.branch == MAIN else f"{self.key}.branch.{self.branch}"
+
+    @property
+    def previous(self) -> str:
+        """The key of the image before it."""
+        return previous(self.image)
+
+    @property
+    def history(self) -> str:
+        """What the keys of deltas and snapshots begin with; a replica that Litestream reads."""
+        return f"{self.key}.ltx/{self.branch}/"
+
+    def delta(self, txid: TXID) -> str:
+        """The key of a delta."""
+        return f"{self.history}0000/{txid:016x}-{txid:016x}.ltx"
+
+    def snapshot(self, txid: TXID) -> str:
+        """The key of a snapshot."""
+        return f"{self.history}0009/{1:016x}-{txid:016x}.ltx"
+
+    def parsed(self, object_key: str) -> tuple[bool, TXID] | None:
+        """Whether an object is a snapshot, and its TXID; None for what is neither."""
+        found = _LTX_NAME.fullmatch(object_key.removeprefix(self.history))
+        if found is None:
+            return None
+        txid = int(found[3], 16)
+        is_snapshot = found[1] == "0009"
+        known = self.snapshot(txid) if is_snapshot else self.delta(txid)
+        return (is_snapshot, txid) if known == object_key else None

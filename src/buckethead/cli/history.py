@@ -1,0 +1,108 @@
+"""`log` and `gc`: what is kept of the history, and deleting what is not kept any longer."""
+
+import time
+
+import click
+from rich.filesize import decimal
+
+from ..storage import retention
+from ..storage.layout import Place, is_ours
+from ..storage.translate import translated
+from .entries import Record, records
+from .output import json_option, note, print_facts, print_json, print_table
+from .target import Target, look_at
+
+DAY_SECONDS = 86_400.0
+
+
+@click.command()
+@json_option
+@click.option(
+    "-n", "count", default=20, show_default=True, type=click.IntRange(1), help="How many to show."
+)
+@click.pass_obj
+def log(target: Target, as_json: bool, count: int) -> None:
+    """List what the history is made of, newest first: who published what, and when.
+
+    A delta holds the pages that one flush changed; with a claim a writer begins. Any TXID with a
+    delta or image can be restored: buckethead restore --txid N FILE.
+    """
+    config, bucket = target.bucket_to_read()
+    found = list(records(bucket, look_at(bucket, config.key), count))
+    if as_json:
+        print_json([_document(record) for record in found])
+        return
+    print_table(
+        ("txid", "time", "pages", "bytes", "writer", "kind"), [_row(record) for record in found]
+    )
+    for record in found:
+        if record.fault is not None:
+            note(record.fault)
+
+
+def _row(record: Record) -> tuple[object, ...]:
+    kind = record.kind if record.fault is None else f"damaged {record.kind}"
+    return record.txid, record.time, record.pages, record.size, record.writer, kind
+
+
+def _document(record: Record) -> dict[str, object]:
+    return {
+        "txid": record.txid,
+        "time": record.time,
+        "pages": record.pages,
+        "bytes": record.size,
+        "writer": record.writer,
+        "kind": record.kind,
+        "key": record.key,
+        "fault": record.fault,
+    }
+
+
+@click.command()
+@json_option
+@click.option("--dry-run", is_flag=True, help="Delete nothing, say what would go.")
+@click.option(
+    "--retention-seconds",
+    default=DAY_SECONDS,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Every state of so long ago stays restorable.",
+)
+@click.option(
+    "--grace-seconds",
+    default=DAY_SECONDS,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Unfinished uploads begun so long ago are aborted.",
+)
+@click.pass_obj
+def gc(
+    target: Target, as_json: bool, dry_run: bool, retention_seconds: float, grace_seconds: float
+) -> None:
+    """Delete what is not kept any longer: old deltas and snapshots, uploads never finished.
+
+    Writers do it themselves now and then. --dry-run does not look at uploads.
+    """
+    config, bucket = target.bucket_to_read()
+    look_at(bucket, config.key)
+    place = Place(config.key)
+    freed = retention.free(bucket, place, retention_seconds, None, dry_run=dry_run)
+    uploads: list[str] | None = None
+    if not dry_run:
+        with translated(f"abort stale uploads of {config.key!r}", bucket):
+            uploads = bucket.abort_uploads(
+                config.key,
+                before=time.time() - grace_seconds,
+                wanted=lambda key: is_ours(config.key, key),
+            )
+    facts = {
+        "deltas": freed.deltas,
+        "snapshots": freed.snapshots,
+        "bytes": freed.size,
+        "uploads": uploads if uploads is None else len(uploads),
+        "dry_run": dry_run,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(facts | {"bytes": f"{freed.size:,} ({decimal(freed.size)})"})

@@ -1,0 +1,60 @@
+"""The flush that is to come, for those who wait for it: many threads, one request.
+
+Whoever waits joins the next flush to begin, because the running one may have looked at the pages
+before. The first to join brings it about, the others sleep until it has ended.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+NAP_SECONDS = 50e-6
+
+
+class NextFlush:
+    """The next flush of one volume."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # guards all of it
+        self._future: Future[None] | None = None
+        self._waiting = 0  # threads that wait for it
+        self._expected = 0  # threads that will, if all go on as they do
+
+    def join(self) -> tuple[Future[None], bool]:
+        """What ends with the next flush, and whether it is the caller who has to bring it about."""
+        with self._lock:
+            first = self._future is None
+            if self._future is None:
+                self._future = Future()
+            self._waiting += 1
+            return self._future, first
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """The block is the flush: what it raises is raised to those who wait."""
+        with self._lock:
+            future, self._future = self._future, None
+            joined, self._waiting = self._waiting, 0
+        try:
+            yield
+        except BaseException as error:
+            if future is not None:
+                future.set_exception(error)
+            raise
+        self._expected = joined + self._waiting
+        if future is not None:
+            future.set_result(None)
+
+    def await_the_others(self, seconds: float) -> None:
+        """Let those join who waited for the last flush: they were woken at once, and will be back
+        with a commit each. Else the first of them would have a request for its own, and all of
+        them would go in two parties that wait for each other."""
+        deadline = time.monotonic() + seconds
+        while self._waiting < self._expected and time.monotonic() < deadline:
+            time.sleep(NAP_SECONDS)
+
+    def is_still(self, future: Future[None]) -> bool:
+        """Whether nobody has begun the flush that ``future`` stands for."""
+        return self._future is future
