@@ -274,7 +274,6 @@ def test_what_was_read_again_is_not_dirty_and_open_statements_finish(
     reader.close()
 
 
-@pytest.mark.xfail(strict=True, reason="a claim does not ask for the delta that it follows on")
 def test_a_history_that_is_gone_is_not_begun_anew(volume: Volume, conn: apsw.Connection) -> None:
     volume.bucket.delete_many(list(volume.bucket.list_keys()))
     with pytest.raises(buckethead.HistoryError, match=r"TXID 1\) is missing|is gone"):

@@ -253,9 +253,7 @@ def test_ctrl_c_while_the_delta_is_on_its_way(volume: Volume, conn: apsw.Connect
     assert column(conn, "SELECT a FROM t") == durable(volume)
 
 
-def test_invariant_9_a_fenced_writer_commits_nothing(
-    volume: Volume, conn: apsw.Connection
-) -> None:
+def test_invariant_9_a_fenced_writer_commits_nothing(volume: Volume, conn: apsw.Connection) -> None:
     conn.execute("INSERT INTO t VALUES(1)")
     txid = volume.status().txid
     place = Place(volume.key)

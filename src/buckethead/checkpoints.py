@@ -60,9 +60,18 @@ class Checkpoints:
         age = time.monotonic() - self._written_clock
         return max(0.0, self._config.checkpoint_interval_seconds - age)
 
-    def write(self, pin: Pin, stamp: Stamp, published_bytes: int, progress: Progress | None) -> str:
-        """Write the published state that ``pin`` shows as the image; its page checksum. Raises
-        NewerImageError, ForeignImageError, BucketError."""
+    def write(
+        self,
+        pin: Pin,
+        stamp: Stamp,
+        published_bytes: int,
+        progress: Progress | None,
+        *,
+        ending: bool = False,
+    ) -> str:
+        """Write the published state that ``pin`` shows as the image; its page checksum. ``ending``
+        tells others that nothing comes after it. Raises NewerImageError, ForeignImageError,
+        BucketError."""
         checksum = write_image(
             pin,
             self._bucket,
@@ -70,6 +79,7 @@ class Checkpoints:
             keep_previous=self._config.keep_previous,
             stamp=stamp,
             adopted=partial(adopted_by, self._bucket, self._place),
+            ending=ending,
             progress=progress,
         )
         self.image_txid, self._image_bytes = stamp.txid, published_bytes

@@ -73,10 +73,10 @@ def last_flush(volume: Volume, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     try:
         _wait_for(volume.flushing, deadline)
-        volume._flush()  # without the checkpoint that may belong to it: another one may hang
+        volume.publish()  # without the checkpoint that may belong to it: another one may hang
         if volume.wants_checkpoint:
-            _wait_for(volume._checkpointing, deadline)
-            volume.checkpoint()
+            _wait_for(volume.checkpointing, deadline)
+            volume.checkpoint(ending=True)
     except BaseException as error:  # Ctrl-C too: the data is saved first
         _give_up(volume, error)
 

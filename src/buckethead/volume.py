@@ -25,12 +25,12 @@ from .errors import (
     WaitTimeoutError,
 )
 from .image.database import Database, Saved, Transaction
-from .image.pages import PageImage, Pin, Publication, Version
+from .image.pages import PageImage, Pin, Version
 from .status import FlushObserver, VolumeStatus, tell
 from .storage.contract import Bucket
 from .storage.images import NewerImageError, Progress, Stamp
 from .storage.layout import Place
-from .storage.publisher import Changes, Published, Publisher
+from .storage.publisher import PUBLISHES_ONCE, Published, Publisher
 from .storage.restoring import Restored
 from .storage.snapshot import FlushResult
 from .waiting import NextFlush
@@ -45,7 +45,7 @@ class Volume(Database):
     """A mounted database. ``durable_version`` is the newest version that the bucket certainly has.
 
     ``flushing`` guards a publication from beginning to end and the fields that describe the last
-    one; ``_checkpointing`` the writing of an image, which does not hold up publications. ``wake``
+    one; ``checkpointing`` the writing of an image, which does not hold up publications. ``wake``
     asks the scheduler for a flush; it is called after the first commit that follows one, in the
     committing thread, and must be quick. ``hurry`` asks for one as soon as can be. ``reload``
     reads the newest state once more.
@@ -67,7 +67,8 @@ class Volume(Database):
         self.snapshot = snapshot
         self.bucket = bucket
         self.key = config.key
-        self._home = (bucket.identity, config.key)
+        self.store = bucket.identity
+        self._home = (self.store, config.key)
         self.home = self._home
         self.observers: list[FlushObserver] = []
         self.durable_version: Version = self.image.version
@@ -83,7 +84,7 @@ class Volume(Database):
         self._last_flush_clock: float | None = None  # monotonic seconds
         self._published_version: Version = -1  # ahead of the image's only in the middle of COMMIT
         self._fate_open = partial(refusals.fate_open, name)
-        self._checkpointing = threading.RLock()
+        self.checkpointing = threading.RLock()
         self._streaming = False  # a worker writes an image, and would not come for a flush
         self._next = NextFlush()
         place = Place(self.key)
@@ -95,11 +96,6 @@ class Volume(Database):
 
     def __repr__(self) -> str:
         return f"<volume {self.name!r}: {self.key!r} at {self.bucket.url}>"
-
-    @property
-    def store(self) -> tuple[str, ...]:
-        """What tells the bucket's store and name from any other."""
-        return self.bucket.identity
 
     @property
     def interval(self) -> float:
@@ -145,7 +141,7 @@ class Volume(Database):
         self.inherited = True
         self.refusal = partial(refusals.inherited, self.name)
         self.flushing = threading.RLock()
-        self._checkpointing = threading.RLock()
+        self.checkpointing = threading.RLock()
         self._next = NextFlush()
         self.image.after_fork_in_child()
         self.bucket.counters.after_fork_in_child()
@@ -183,6 +179,10 @@ class Volume(Database):
                 return error
             return None
 
+    def publish_once(self) -> None:
+        """Say in the deltas of this writer that it publishes pages once and then ends."""
+        self._publisher.node |= PUBLISHES_ONCE
+
     def _read_again(self) -> None:
         restored = self._reload()
         if restored is None or restored.stamp is None:
@@ -216,6 +216,10 @@ class Volume(Database):
         """
         if self.snapshot.checkpoint == "flush" and self.changed:
             return self.checkpoint(progress)
+        return self.publish()
+
+    def publish(self) -> FlushResult:
+        """`flush` without the image that may belong to it."""
         with self.flushing:
             return self._flush()[0]
 
@@ -254,7 +258,7 @@ class Volume(Database):
         with self.image.publication() as publication:
             pin = publication.pin
             if published is None or published.version != pin.version:
-                published = self._publisher.publish(self._changes(publication))
+                published = self._publisher.publish(self._publisher.changes(publication))
                 self._checkpoints.published_bytes += published.size
             self.durable_version = self._published_version = pin.version
             publication.kept = keep
@@ -281,14 +285,6 @@ class Volume(Database):
             if self.refusal is self._fate_open:  # the transaction is undone next
                 self.refusal = None
         return settled
-
-    def _changes(self, publication: Publication) -> Changes:
-        pin = publication.pin
-        # the first delta of a history is the whole database, whatever has changed of it
-        every = range(1, pin.page_count + 1)
-        numbers = sorted(publication.dirty) if self._publisher.txid else every
-        contents = [pin.page(number) for number in numbers]
-        return Changes(pin.version, pin.page_size, pin.page_count, numbers, contents)
 
     # -- waiting for durability -------------------------------------------------------------
 
@@ -378,9 +374,10 @@ class Volume(Database):
         behind = publisher.txid > self._checkpoints.image_txid
         return behind and publisher.claimed and publisher.fenced is None and not self.inherited
 
-    def checkpoint(self, progress: Progress | None = None) -> FlushResult:
-        """Flush, and make the image at the volume's key the newest state; now and then also delete
-        what is not kept any longer. Flushes of other threads go on meanwhile.
+    def checkpoint(self, progress: Progress | None = None, *, ending: bool = False) -> FlushResult:
+        """Flush, and make the image at the volume's key the newest state, and say there whether
+        the writer is ``ending``; now and then also delete what is not kept any longer. Flushes of
+        other threads go on meanwhile.
 
         Raises as `flush` does, and NewerImageError; what was flushed is safe in any case.
         """
@@ -390,21 +387,24 @@ class Volume(Database):
         assert pin is not None, "it was to be kept"
         try:
             # not while `flushing` is awaited: who has that, as the exit hook, comes here too
-            with self._checkpointing:
+            with self.checkpointing:
                 newest = self._checkpoints.image_txid
                 if stamp is None or stamp.txid <= newest or not self.wants_checkpoint:
                     return result
-                return self._write_image(result, pin, stamp, published_bytes, progress)
+                write = partial(
+                    self._checkpoints.write, pin, stamp, published_bytes, progress, ending=ending
+                )
+                return self._write_image(result, pin, stamp, write)
         finally:
             self.image.unpin(pin)
 
     def _write_image(
-        self, flushed: FlushResult, pin: Pin, stamp: Stamp, size: int, progress: Progress | None
+        self, flushed: FlushResult, pin: Pin, stamp: Stamp, write: Callable[[], str]
     ) -> FlushResult:
         started = time.perf_counter()
         self._streaming = True
         try:
-            checksum = self._checkpoints.write(pin, stamp, size, progress)
+            checksum = write()
             self.saved[self._home] = Saved(pin.version, checksum)
             result = replace(
                 flushed,
@@ -453,7 +453,7 @@ class Volume(Database):
         try:
             self.close_to_writers(partial(refusals.stopped, self.name), WRITERS_GRACE_SECONDS)
             if not discard:
-                self.checkpoint()
+                self.checkpoint(ending=True)
         except NewerImageError as error:  # no try will ever succeed, and none is needed
             log.warning("%s Every commit to %r is in its history.", error, self.name)
         except BaseException:

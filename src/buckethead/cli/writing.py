@@ -1,8 +1,8 @@
 """How a command writes: who wrote last, whether that writer is still there, and one delta.
 
-A command publishes once, at its end, and its node id says so (`ONE_DELTA`). So whoever finds the
-pages of such a writer knows that it has ended, where any other writer's newest delta may be that
-of a process still running: that one is not taken over for ten minutes, unless told to.
+A command publishes once, at its end, and its node id says so. Any other writer says in its last
+image that it has ended. Where neither is so the newest delta may be that of a process still
+running: that one is not taken over for ten minutes, unless told to.
 """
 
 import time
@@ -17,15 +17,13 @@ from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
 from ..errors import BucketError, SnapshotError, VolumeBusyError
 from ..storage import ltx
-from ..storage.images import Stamp
+from ..storage.images import ENDED, Stamp
 from ..storage.layout import Place
+from ..storage.publisher import PUBLISHES_ONCE
 from ..storage.snapshot import FlushResult
 from ..storage.translate import translated
 from ..volume import Volume
 from .output import note, transfer
-
-ONE_DELTA = 1 << 63
-"""Set in the node id of a writer that publishes pages once. All others have 63 bits."""
 
 TAKE_OVER_SECONDS = 600.0
 """How long the newest delta keeps others from taking over: ten flushes of a writer that goes on."""
@@ -52,7 +50,7 @@ def mounted(config: BucketConfig, take_over: bool) -> Iterator[Volume]:
 
 def mark(volume: Volume, take_over: bool) -> None:
     """Make a volume one that publishes once and takes nobody over who may still be there."""
-    volume._publisher.node |= ONE_DELTA
+    volume.publish_once()
     volume.before_claim = partial(check_claim, volume, take_over)
 
 
@@ -72,13 +70,15 @@ def check_claim(volume: Volume, take_over: bool, newest: Stamp) -> None:
 
 
 def _has_ended(volume: Volume, newest: Stamp) -> bool:
-    """Whether the writer of the newest delta has published its one."""
-    if not newest.writer & ONE_DELTA:
-        return False
-    key = Place(volume.key).delta(newest.txid)
-    with translated(f"look at the delta {key!r}", volume.bucket):
-        info = volume.bucket.head(key)
-    return info is not None and info.size > ltx.EMPTY_SIZE
+    """Whether the writer of the newest delta said that nothing comes after it: by being one that
+    publishes pages once, or by an image of that very state that it wrote at its end."""
+    place = Place(volume.key)
+    with translated(f"look at {volume.key!r}", volume.bucket):
+        if newest.writer & PUBLISHES_ONCE:
+            delta = volume.bucket.head(place.delta(newest.txid))
+            return delta is not None and delta.size > ltx.EMPTY_SIZE
+        image = volume.bucket.head(place.image)
+    return image is not None and ENDED in image.metadata and Stamp.of(image) == newest
 
 
 def publish(volume: Volume) -> FlushResult | None:

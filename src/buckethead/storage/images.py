@@ -32,6 +32,7 @@ PAGE_SIZE = "buckethead-page-size"
 PAGE_COUNT = "buckethead-page-count"
 PAGE_CHECKSUM = "buckethead-page-checksum"
 STAMP = "buckethead-history"
+ENDED = "buckethead-ended"
 
 CHECKSUM_RUN = 1 << 20
 """Bytes checksummed between two rests: 0.2 ms, where a whole part would hold up a writer for 5 ms
@@ -95,6 +96,7 @@ def write_image(
     page_checksum: str | None = None,
     stamp: Stamp | None = None,
     adopted: Callable[[], str | None] = lambda: None,
+    ending: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Write the version that ``pin`` shows as the image at ``key``; returns its page checksum.
@@ -102,8 +104,9 @@ def write_image(
     With ``keep_previous`` the image that is there now is kept beside it, by a copy inside the
     store. The new image appears whole or not at all. With a ``stamp``, which the metadata will
     carry, it only takes the place of an earlier state of the same history, or of the image whose
-    ETag ``adopted`` gives; where that very state is there already, nothing is written. Raises
-    NewerImageError, ForeignImageError, BucketError.
+    ETag ``adopted`` gives; where that very state is there already, nothing is written.
+    ``ending`` notes that its writer has come to its end with it. Raises NewerImageError,
+    ForeignImageError, BucketError.
     """
     page_checksum = page_checksum or checksum(pin)
     metadata = {
@@ -114,7 +117,7 @@ def write_image(
     with translated(f"write the image {key!r}", bucket):
         present = bucket.head(key)
         if stamp is not None:
-            metadata[STAMP] = str(stamp)
+            metadata |= {STAMP: str(stamp)} | ({ENDED: "yes"} if ending else {})
             if _is_there(present, stamp, bucket, adopted):  # the reply to writing it was lost
                 return page_checksum
         if keep_previous and present is not None:

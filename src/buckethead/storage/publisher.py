@@ -1,20 +1,28 @@
 """Publish deltas: the one writer's side of a history.
 
 A delta is written under the next TXID with ``If-None-Match``: that one request is the commit
-record and the fence. The rules: nothing is believed on doubt, the object is read back; while the
+record and the fence. The rules: nothing is believed on doubt, the object is read back; so is one
+that was sent in parts, since not every store completes these one after the other; while the
 fate of an attempt is unknown, the very same bytes are sent again and nothing newer; whoever finds
 another writer's delta in its place is fenced and writes nothing any more. A writer's first delta
 in a history that exists is a claim, a delta without pages, which is kept for ever: it lies at the
 TXID that an older writer would try next, however long that one has slept.
 """
 
-import logging
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import BucketError, FencedError, HistoryError, ObjectNotFoundError
+from ..errors import (
+    BucketError,
+    BucketUnavailableError,
+    FencedError,
+    HistoryError,
+    ObjectNotFoundError,
+    PreconditionFailedError,
+)
+from ..image.pages import Publication
 from . import layout, ltx
 from .contract import Bucket
 from .history import ADOPTED, utc
@@ -23,7 +31,9 @@ from .layout import TXID, Place
 from .probe import check_conditions
 from .translate import translated
 
-log = logging.getLogger("buckethead")
+PUBLISHES_ONCE = 1 << 63
+"""Set in the node id of a writer that publishes pages once and then ends; others have 63 bits. So
+whoever finds such a delta knows that its writer is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +81,13 @@ class Published:
 class _Attempt:
     """A delta on its way, until its fate is known."""
 
-    def __init__(self, header: ltx.Header, changes: Changes, part_size: int) -> None:
+    def __init__(self, header: ltx.Header, changes: Changes, most: int) -> None:
         self.header = header
         self.version = changes.version
         self.pages = len(changes.numbers)
         self.checksum = 0  # not known before the last byte was made
         self.size = 0
-        self.large = changes.size > part_size
+        self.large = changes.size > most  # too much to hold encoded
         self._changes = changes
         self._data: list[bytes] | None = None
 
@@ -154,10 +164,22 @@ class Publisher:
             timestamp=self._now(),
             node_id=self.node,
         )
-        attempt = _Attempt(header, changes, self.bucket.part_size)
+        # what a transfer in parts would hold in memory at a time, too: one plain PUT is safer, for
+        # there are stores where two conditional Completes at once both succeed (stores.md)
+        most = self.bucket.part_size * self.bucket.concurrency
+        attempt = _Attempt(header, changes, most)
         self._probe(attempt.large)
         self._attempt, self.page_size = attempt, changes.page_size
         return self._send(attempt)
+
+    def changes(self, publication: Publication) -> Changes:
+        """What of a pinned version has to be published: for the first delta of a history that is
+        the whole database, whatever has changed of it."""
+        pin = publication.pin
+        every = range(1, pin.page_count + 1)
+        numbers = sorted(publication.dirty) if self.txid else every
+        contents = [pin.page(number) for number in numbers]
+        return Changes(pin.version, pin.page_size, pin.page_count, numbers, contents)
 
     def settle(self) -> Published | None:
         """Find out what became of the attempt whose fate is unknown, by sending it again; None
@@ -185,13 +207,17 @@ class Publisher:
         try:
             with translated(f"publish the delta {key!r}", self.bucket):
                 self._put(attempt, key)
+                if not attempt.large:
+                    return self._landed(attempt)
+            doubt = BucketError(f"Could not tell whether {key!r} at {self.bucket.url} arrived.")
         except BucketError as error:
-            found = self._read_back(key, error)
-            if found is None:
-                raise
-            if found != (attempt.header, attempt.checksum):
-                self._attempt = None
-                raise self._fenced_by(found[0], attempt.header.max_txid) from error
+            doubt = error
+        found = self._read_back(key, doubt)
+        if found is None:
+            raise _still_open(key, doubt)
+        if found != (attempt.header, attempt.checksum):
+            self._attempt = None
+            raise self._fenced_by(found[0], attempt.header.max_txid) from doubt
         return self._landed(attempt)
 
     def _put(self, attempt: _Attempt, key: str) -> None:
@@ -271,7 +297,29 @@ class Publisher:
 
     def _is_newest(self) -> bool:
         """Whether the claim is the last delta. It is not when we have read the history so long ago
-        that the TXID was freed since; in that hole it harms nobody."""
+        that the TXID was freed since; in that hole it harms nobody. Raises HistoryError when what
+        it would go on from is gone."""
         with translated(f"look at the history of {self.place.key!r}", self.bucket):
             listed = (self.place.parsed(key) for key in self.bucket.list_keys(self.place.history))
-            return max((found[1] for found in listed if found), default=0) <= self.txid
+            txids = {found[1] for found in listed if found}
+        if max(txids, default=0) > self.txid:
+            return False
+        if self.txid - 1 not in txids:
+            raise HistoryError(
+                f"Could not go on after TXID {self.txid - 1} of {self.place.key!r} at "
+                f"{self.bucket.url}: it is gone, so nobody could restore what came after. What was "
+                "read of it is still in memory: save it with VACUUM INTO, and restore the bucket.",
+                self.txid - 1,
+            )
+        return True
+
+
+def _still_open(key: str, error: BucketError) -> BucketError:
+    """What is raised while nobody knows what became of a delta."""
+    if isinstance(error, PreconditionFailedError):  # it may be our own, but could not be read
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", []))
+        error = BucketUnavailableError(
+            f"Could not publish the delta {key!r}: there is one already, ours or another's.{notes} "
+            "It is tried again."
+        )
+    return error
