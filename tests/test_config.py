@@ -105,6 +105,7 @@ class TestBucketConfig:
             "extra_put_args": {},
             "part_size": 8 * MIB,
             "concurrency": 4,
+            "fencing": "require",
         }
 
     def test_is_frozen(self) -> None:
@@ -193,6 +194,7 @@ class TestBucketConfig:
             ("addressing_style", "magic"),
             ("region", ""),
             ("access_key_id", ""),
+            ("fencing", "perhaps"),
             ("extra_put_args", {"ACL": 1}),
         ],
     )
@@ -205,7 +207,7 @@ class TestBucketConfig:
         config = BucketConfig(bucket="b", part_size=size)
         assert all(config.part_size % (512 << shift) == 0 for shift in range(8))
 
-    @pytest.mark.parametrize("field", ["fencing", "initial_branch", "files_prefix", "bukcet"])
+    @pytest.mark.parametrize("field", ["initial_branch", "files_prefix", "bukcet"])
     def test_options_without_effect_are_refused(self, field: str) -> None:
         with pytest.raises(ValidationError, match=rf"{field}\n.*not permitted"):
             BucketConfig.model_validate({"bucket": "b", field: "x"})
@@ -270,7 +272,13 @@ class TestOtherModels:
             "interval_seconds": 60.0,
             "min_interval_seconds": 5.0,
             "keep_previous": True,
+            "checkpoint": "auto",
+            "checkpoint_interval_seconds": 300.0,
+            "retention_seconds": 86_400.0,
+            "durability": "flush",
             "integrity_check": "full",
+            "follow_seconds": None,
+            "max_staleness_seconds": None,
             "shutdown_timeout_seconds": 30.0,
         }
 
@@ -286,12 +294,16 @@ class TestOtherModels:
             ("min_interval_seconds", float("nan")),
             ("shutdown_timeout_seconds", 0),
             ("integrity_check", "maybe"),
-            ("retention_seconds", 1.0),
-            ("durability", "commit"),
-            ("checkpoint", "flush"),
+            ("retention_seconds", 0),
+            ("durability", "always"),
+            ("checkpoint", "never"),
+            ("checkpoint_interval_seconds", 0),
+            ("follow_seconds", 0),
+            ("max_staleness_seconds", -1),
+            ("compression", "lz4"),
         ],
     )
-    def test_snapshot_out_of_range_or_without_effect(self, field: str, value: object) -> None:
+    def test_snapshot_out_of_range_or_unknown(self, field: str, value: object) -> None:
         with pytest.raises(ValidationError, match=field):
             SnapshotConfig.model_validate({field: value})
 

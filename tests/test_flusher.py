@@ -520,7 +520,8 @@ class Checkpointing:
         monkeypatch.setattr(volume, "__class__", kind)
         monkeypatch.setattr(volume, "checkpoint", self)
 
-    def __call__(self) -> None:
+    def __call__(self, *, ending: bool) -> None:
+        assert ending
         self.tried += 1
         if self.trouble is not None:
             raise self.trouble

@@ -146,7 +146,7 @@ def rescue(volume: Volume, error: BaseException) -> None:
             f"{found} Its database was saved to {path}; put it back with: {_way_back(volume, path)}"
         )
     with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the other rescues
-        print(report, file=sys.stderr)
+        sys.stderr.write(f"{report}\n")  # at once: other threads log there
 
 
 def _way_back(volume: Volume, path: str) -> str:

@@ -12,7 +12,6 @@ from buckethead.registry import uri_of
 from buckethead.storage.images import Stamp
 from buckethead.volume import Volume
 from cli.tools import (
-    another_writer,
     child,
     cli,
     cli_json,
@@ -32,6 +31,16 @@ def database(empty_folder: Path) -> None:
     """Three rows at TXID 1, written by a command."""
     make_file(empty_folder / "a.db", 3)
     assert cli("import", "a.db").exit_code == 0
+
+
+def running_writer(statement: str) -> None:
+    """A program that publishes, writes the image, and goes on, as far as anybody knows."""
+    volume = mount("running", config())
+    connection = Connection(uri_of("running"))
+    connection.execute(statement)
+    connection.close()
+    volume.checkpoint()
+    unmount("running", discard=True)
 
 
 def count() -> int:
@@ -67,7 +76,7 @@ def test_a_command_that_claimed_and_changed_nothing_is_not_waited_for(statement:
 
 @pytest.mark.parametrize("arguments", WRITING, ids=lambda arguments: arguments[0])
 def test_another_writer_s_young_delta_is_in_the_way(arguments: list[str]) -> None:
-    another_writer(INSERT)
+    running_writer(INSERT)
     before = everything()
     result = cli(*arguments)
     assert result.exit_code == 1
@@ -79,10 +88,15 @@ def test_another_writer_s_young_delta_is_in_the_way(arguments: list[str]) -> Non
     assert cli(*arguments, "--take-over").exit_code == 0
 
 
-def test_a_claim_counts_as_that_writer_s_delta() -> None:
+def test_who_has_ended_is_in_nobody_s_way() -> None:
     with BucketSQLite(config()) as mounted:
-        mounted.connection.execute("BEGIN IMMEDIATE")
-        mounted.connection.rollback()
+        mounted.connection.execute(INSERT)
+    assert cli("sql", INSERT).exit_code == 0
+    assert count() == 5
+
+
+def test_a_claim_counts_as_that_writer_s_delta() -> None:
+    running_writer("BEGIN IMMEDIATE; ROLLBACK")
     assert cli_json("log", "-n", "1")[0]["kind"] == "claim"
     assert "--take-over" in cli("sql", INSERT).stderr
 
@@ -96,7 +110,7 @@ def test_a_command_that_was_killed_after_its_claim_is_waited_for() -> None:
 
 
 def test_an_old_delta_is_in_nobody_s_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    another_writer(INSERT)
+    running_writer(INSERT)
     monkeypatch.setattr(writing, "TAKE_OVER_SECONDS", 0.0)
     assert cli("sql", INSERT).exit_code == 0
 
@@ -149,19 +163,19 @@ def test_a_transaction_that_was_overtaken_fails_whole() -> None:
 def test_an_import_that_was_overtaken_writes_nothing() -> None:
     result = cli("import", "--force", "a.db")
     assert result.exit_code == 1
-    assert "another writer has published" in result.stderr
+    assert "another process has written to it meanwhile" in result.stderr
     assert count() == 4
     assert cli_json("verify")["sound"]
 
 
 def test_reading_is_never_refused() -> None:
-    another_writer(INSERT)
+    running_writer(INSERT)
     assert count() == 4
     assert cli("inspect").exit_code == 0
 
 
 def test_the_shell_asks_too() -> None:
-    another_writer(INSERT)
+    running_writer(INSERT)
     done = child("shell", text=f"{INSERT};\n")
     assert done.returncode == 1
     assert "--take-over" in done.stderr

@@ -42,7 +42,7 @@ LARGE = "INSERT INTO t(b) VALUES(randomblob(12000000))"
 
 @pytest.fixture
 def local(tmp_path: Path) -> DirectoryBucket:
-    return DirectoryBucket(tmp_path / "bucket", part_size=5 << 20)
+    return DirectoryBucket(tmp_path / "bucket", part_size=5 << 20, concurrency=2)
 
 
 @pytest.fixture
