@@ -333,9 +333,11 @@ def test_a_transaction_over_two_volumes_is_refused(
     conn.execute("CREATE TABLE main.t(a); CREATE TABLE other.t(a)")
     second = "other" if first == "main" else "main"
     statements = f"BEGIN; INSERT INTO {first}.t VALUES(1); INSERT INTO {second}.t VALUES(2); COMMIT"
+    txids = [volume.status().txid for volume in volumes]
     if "commit" in (main_config.durability, other_config.durability):
         with pytest.raises(PublicationError, match="Write to one volume in a transaction"):
             conn.execute(statements)
+        assert [volume.status().txid for volume in volumes] == txids, "nothing was published"
         if conn.in_transaction:
             conn.execute("ROLLBACK")
         for schema in ("main", "other"):
@@ -348,19 +350,22 @@ def test_a_transaction_over_two_volumes_is_refused(
     conn.close()
 
 
+@pytest.mark.parametrize(("mode", "begin"), [("ro", "BEGIN IMMEDIATE"), ("rwc", "BEGIN")])
 def test_reading_a_second_volume_in_the_transaction_is_fine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, begin: str
 ) -> None:
     volume = mount(tmp_path, monkeypatch)
     other = mount(tmp_path, monkeypatch, "two")
+    filling = apsw.Connection("file:two?vfs=buckethead")
+    filling.execute("CREATE TABLE t(a); INSERT INTO t VALUES(7)")
     conn = apsw.Connection("file:app?vfs=buckethead")
-    conn.execute("ATTACH 'file:two?vfs=buckethead' AS other")
-    conn.execute("CREATE TABLE main.t(a); CREATE TABLE other.t(a); INSERT INTO other.t VALUES(7)")
-    conn.execute("BEGIN IMMEDIATE; INSERT INTO main.t SELECT a FROM other.t; COMMIT")
+    conn.execute(f"ATTACH 'file:two?vfs=buckethead&mode={mode}' AS other; CREATE TABLE main.t(a)")
+    conn.execute(f"{begin}; INSERT INTO main.t SELECT a FROM other.t; COMMIT")
     assert durable(volume) == [7]
     agree(volume)
     agree(other)
     conn.close()
+    filling.close()
 
 
 # ---- at random

@@ -373,8 +373,8 @@ def resolved_bucket(given: Mapping[str, object], default_key: str = DEFAULT_KEY)
     values = settings._values()
     given = dict(given)
     endpoint = str(given.get("endpoint_url", ""))
-    if not values and not given.keys() - {"key"}:
-        values = {
+    if not (values.keys() | given.keys()) - {"key"}:
+        values |= {
             "bucket": DEFAULT_DIRECTORY,
             "endpoint_url": Path(DEFAULT_DIRECTORY).absolute().as_uri(),
         }

@@ -165,20 +165,22 @@ class BucketSQLite:
             raise
         return volume
 
-    def stop(self) -> None:
-        """Publish everything and let the database go. A second call does nothing.
+    def stop(self, *, discard: bool = False) -> None:
+        """Publish everything, write the image and let the database go; ``discard`` drops what was
+        not published. A second call does nothing.
 
-        Raises BucketError when the last flush fails; the data stays in memory for another try.
+        Raises BucketError when that fails, FencedError where another writer has taken over; the
+        data stays in memory for another try.
         """
         if self._state == "stopped":
             return
         volume = self._started()
         mounted = volume if isinstance(volume, Volume) and not self._read_only else None
-        if mounted is not None and not mounted.inherited:
+        if mounted is not None and not mounted.inherited and not discard:
             mounted.flush()  # may fail, and then the transaction of `connection` can go on
         self.connection.rollback()  # else unmounting would wait for it
         if mounted is not None:
-            registry.unmount(mounted)
+            registry.unmount(mounted, discard=discard)
         self.connection.close()
         self._state = "stopped"
         self._profiler.finish(volume.bucket.counters)

@@ -23,6 +23,12 @@ def changes_of(transaction: Transaction, image: PageImage, *, every: bool) -> Ch
     return Changes(-1, transaction.page_size, count, wanted, contents)
 
 
+def dirty_if_undone(changes: Changes, image: PageImage) -> frozenset[int]:
+    """What has to be sent again where a transaction was published and is not committed: its pages,
+    and those that it would have cut off."""
+    return frozenset((*changes.numbers, *range(changes.page_count + 1, image.page_count + 1)))
+
+
 class FateOpenError(PublicationError):
     """Whether the transaction reached the bucket is not known, and may be found out later."""
 

@@ -6,6 +6,7 @@ began with. The rules: only whole deltas, fully checked, are shown (invariant 2)
 is older than the follower may be; and it asks the bucket for nothing while no file of it is open.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -103,6 +104,8 @@ class Follower(Database):
         self._wake = wake
         self._forgotten = forgotten
         self._files: set[FollowerFile] = set()
+        # between the first file and the scheduler's hearing of it; reentrant for finalizers
+        self._opening = threading.RLock()
         self._heard_clock = clock()  # of the last answer
         self._heard_at: float | None = None  # the same in the store's unix seconds
         restored = self._restored()
@@ -134,19 +137,20 @@ class Follower(Database):
 
     def opened(self, file: FollowerFile) -> None:
         """Called for every file that SQLite opens; with the first one following begins."""
-        first = not self._files
-        self._files.add(file)
-        if first:
-            self.over = False
-            if self.snapshot.follow_seconds is not None and not self.inherited:
-                self._wake(self)
+        with self._opening:
+            self._files.add(file)
+            if len(self._files) == 1:
+                self.over = False
+                if self.snapshot.follow_seconds is not None and not self.inherited:
+                    self._wake(self)
 
     def left(self, file: FollowerFile) -> None:
         """Called before a file is closed; with the last one following ends."""
-        self._files.discard(file)
-        if not self._files:
-            self.over = True
-            self._forgotten(self)
+        with self._opening:
+            self._files.discard(file)
+            if not self._files:
+                self.over = True
+                self._forgotten(self)
 
     def check_fresh(self) -> None:
         """Raise StaleReadError where what would be read is older than it may be."""
@@ -216,14 +220,18 @@ class Follower(Database):
     def _advance(self) -> bool:
         """Ask for the next delta; False when there is none."""
         key = self._place.delta(self.txid + 1)
+        asked = clock()  # an answer is no younger, however long it was on its way
         with translated(f"look for the delta {key!r}", self.bucket):
             polled = self.bucket.poll(key)
+        missed = self._may_have_missed(polled.now)
         moved = polled.data is not None
-        if polled.data is not None:
+        if polled.data is None:
+            moved = missed and self._look()
+        elif missed and len(polled.data) == ltx.EMPTY_SIZE:
+            self._reload()  # the claim may have landed where deltas were deleted meanwhile
+        else:
             self._follow(Entry(self.txid + 1, key, len(polled.data), polled.now), polled.data)
-        elif self._may_have_missed(polled.now):
-            moved = self._look()
-        self._heard_clock, self._heard_at = clock(), polled.now
+        self._heard_clock, self._heard_at = asked, polled.now
         return moved
 
     def _may_have_missed(self, now: float) -> bool:
@@ -311,6 +319,7 @@ class Follower(Database):
     def after_fork_in_child(self) -> None:
         """The child goes on reading what it has, and asks for nothing."""
         self.inherited = True
+        self._opening = threading.RLock()
         self.image.after_fork_in_child()
         self.bucket.counters.after_fork_in_child()
 

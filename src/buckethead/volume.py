@@ -16,7 +16,7 @@ from functools import partial
 from . import refusals
 from .checkpoints import Checkpoints
 from .config import BucketConfig, SnapshotConfig
-from .durable_commit import changes_of, publish_for_certain
+from .durable_commit import changes_of, dirty_if_undone, publish_for_certain
 from .errors import (
     BucketHeadError,
     FencedError,
@@ -172,7 +172,7 @@ class Volume(Database):
             try:
                 self.before_claim(stamp)
                 if self._publisher.claim(image.version, image.page_size, image.page_count):
-                    self.refusal = None
+                    self.lift(self._claim)
                 else:
                     self._read_again()
             except BucketHeadError as error:
@@ -235,7 +235,8 @@ class Volume(Database):
         self.asked = False  # before the pin: whatever is committed after it asks again
         self._wait_for_commit_point()
         with self.image.lock:
-            if not self.image.changed:
+            # undone, a first transaction leaves no page that could be dirty
+            if not self.image.changed and self.refusal is not self._fate_open:
                 self.durable_version = self.image.version
                 pin = Pin() if keep else None
                 if pin is not None:
@@ -257,7 +258,7 @@ class Volume(Database):
         published = self._settle()
         with self.image.publication() as publication:
             pin = publication.pin
-            if published is None or published.version != pin.version:
+            if published is None or (pin.page_count and published.version != pin.version):
                 published = self._publisher.publish(self._publisher.changes(publication))
                 self._checkpoints.published_bytes += published.size
             self.durable_version = self._published_version = pin.version
@@ -282,8 +283,7 @@ class Volume(Database):
         if settled is not None:
             self._checkpoints.published_bytes += settled.size
             self.durable_version = max(self.durable_version, settled.version)
-            if self.refusal is self._fate_open:  # the transaction is undone next
-                self.refusal = None
+        self.lift(self._fate_open)  # the transaction is undone next
         return settled
 
     # -- waiting for durability -------------------------------------------------------------
@@ -337,18 +337,20 @@ class Volume(Database):
     def _publish_transaction(self, transaction: Transaction) -> None:
         """With durability="commit": what is raised here makes COMMIT fail."""
         with self.publication_alone():
+            if self.refusal is not self._fate_open:  # forked or stopped since the lock
+                self.check_writable()
             publisher = self._publisher
             self._settle()
             changes = changes_of(transaction, self.image, every=not publisher.txid)
+            transaction.publishing(dirty_if_undone(changes, self.image))
             self._published_version = self.image.version + 1
-            transaction.publishing(frozenset(changes.numbers))
             try:
                 published = publish_for_certain(self.name, publisher, changes)
             except BaseException as error:
                 self.last_error = error
                 self._note_fence()
                 if publisher.unsettled:
-                    self.refusal = self._fate_open
+                    self.refuse(self._fate_open)
                 raise
             self._checkpoints.published_bytes += published.size
             self.last_flush_at = time.time()
@@ -371,7 +373,8 @@ class Volume(Database):
     def wants_checkpoint(self) -> bool:
         """Whether this writer has published more than the image at the key has."""
         publisher = self._publisher
-        behind = publisher.txid > self._checkpoints.image_txid
+        # no page: the first transaction was published and rolled back
+        behind = publisher.txid > self._checkpoints.image_txid and self.image.page_count > 0
         return behind and publisher.claimed and publisher.fenced is None and not self.inherited
 
     def checkpoint(self, progress: Progress | None = None, *, ending: bool = False) -> FlushResult:
@@ -389,7 +392,8 @@ class Volume(Database):
             # not while `flushing` is awaited: who has that, as the exit hook, comes here too
             with self.checkpointing:
                 newest = self._checkpoints.image_txid
-                if stamp is None or stamp.txid <= newest or not self.wants_checkpoint:
+                wanted = self.wants_checkpoint and pin.page_count
+                if stamp is None or stamp.txid <= newest or not wanted:
                     return result
                 write = partial(
                     self._checkpoints.write, pin, stamp, published_bytes, progress, ending=ending
@@ -457,8 +461,7 @@ class Volume(Database):
         except NewerImageError as error:  # no try will ever succeed, and none is needed
             log.warning("%s Every commit to %r is in its history.", error, self.name)
         except BaseException:
-            self.open_to_writers()
-            self.refusal = before
+            self.open_to_writers(before)
             self._note_fence()
             raise
 

@@ -33,19 +33,24 @@ class NextFlush:
 
     @contextmanager
     def begun(self) -> Iterator[None]:
-        """The block is the flush: what it raises is raised to those who wait."""
-        with self._lock:
-            future, self._future = self._future, None
-            joined, self._waiting = self._waiting, 0
+        """The block is the flush: what it raises is raised to those who wait, unless it is meant
+        for this thread alone, as Ctrl-C is: then they find that they have to wait for another."""
+        future: Future[None] | None = None
+        failure: Exception | None = None
         try:
+            with self._lock:
+                future, self._future = self._future, None  # one step, for Ctrl-C
+                joined, self._waiting = self._waiting, 0
             yield
-        except BaseException as error:
-            if future is not None:
-                future.set_exception(error)
+            self._expected = joined + self._waiting
+        except Exception as error:
+            failure = error
             raise
-        self._expected = joined + self._waiting
-        if future is not None:
-            future.set_result(None)
+        finally:  # whatever happens, for they wait without end
+            try:
+                _end(future, failure)
+            finally:  # Ctrl-C came just there
+                _end(future, failure)
 
     def await_the_others(self, seconds: float) -> None:
         """Let those join who waited for the last flush: they were woken at once, and will be back
@@ -58,3 +63,13 @@ class NextFlush:
     def is_still(self, future: Future[None]) -> bool:
         """Whether nobody has begun the flush that ``future`` stands for."""
         return self._future is future
+
+
+def _end(future: Future[None] | None, failure: Exception | None) -> None:
+    """Wake those who wait, unless that is done."""
+    if future is None or future.done():
+        return
+    if failure is not None:
+        future.set_exception(failure)
+    else:
+        future.set_result(None)

@@ -465,3 +465,21 @@ def test_delete_many_goes_on_after_a_failure(bucket: DirectoryBucket) -> None:
     with pytest.raises(BucketError, match=r"2 objects .* '\.\./x'"):
         bucket.delete_many(["a", "../x", "b", "", "c"])
     assert list(bucket.list_keys()) == []
+
+
+def test_an_object_whose_folder_could_not_be_synced_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be read back and believed, and be gone after a power loss."""
+    bucket = DirectoryBucket(tmp_path)
+    bucket.put_bytes(b"1", "folder/first")
+
+    def sync_folder(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr("buckethead.storage.directory.sync_folder", sync_folder)
+        with pytest.raises(OSError, match="Input/output"):
+            bucket.put_bytes(b"2", "folder/second", if_none_match=True)
+    assert not bucket.exists("folder/second")
+    bucket.put_bytes(b"2", "folder/second", if_none_match=True)

@@ -192,7 +192,7 @@ def test_an_image_replaced_while_a_new_history_begins_is_refused(
     writer = Writer(local)
     local.upload(tmp_path / "x.db", PLACE.image)
     writer.publish()
-    with pytest.raises(HistoryError, match="was written by another program"):
+    with pytest.raises(HistoryError, match="another program wrote it"):
         restore(local, PLACE)
 
 

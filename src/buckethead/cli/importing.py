@@ -100,9 +100,10 @@ def _present(bucket: Bucket, timeline: Timeline) -> tuple[Restored | None, bool]
         note(f"the database that is there is replaced as a whole: {error}")
     if not timeline.newest:
         return None, False
-    newest, first = (read_header(bucket, timeline, txid) for txid in (timeline.newest, 1))
+    newest = read_header(bucket, timeline, timeline.newest)
     pages = [bytes(newest.page_size)] * newest.commit
-    stamp = Stamp(timeline.newest, newest.timestamp, newest.node_id, first.node_id)
+    # the epoch is not known where the first delta is what is missing or damaged
+    stamp = Stamp(timeline.newest, newest.timestamp, newest.node_id, timeline.epoch)
     plan = Plan("", 0, 0, (), timeline.newest)
     return Restored(PageImage(newest.page_size, pages), stamp, plan, 0, 0, ()), False
 

@@ -116,10 +116,22 @@ class Database:
         with self.image.lock:  # a COMMIT looks at it and commits in one step
             self.refusal = refusal
 
-    def open_to_writers(self) -> None:
-        """Undo `close_to_writers`."""
-        self.refusal = None
+    def open_to_writers(self, refusal: Callable[[], BaseException | None] | None) -> None:
+        """Undo `close_to_writers`; ``refusal`` is what there was before."""
+        self.refusal = refusal  # first: nobody writes in between who has to claim before
         self.image.unpin(self._doorkeeper)
+
+    def refuse(self, refusal: Callable[[], BaseException | None]) -> None:
+        """Have writes refused, unless they are already."""
+        with self.image.lock:
+            if self.refusal is None:
+                self.refusal = refusal
+
+    def lift(self, refusal: Callable[[], BaseException | None]) -> None:
+        """Undo `refuse`, unless writes are refused for another reason by now."""
+        with self.image.lock:
+            if self.refusal == refusal:
+                self.refusal = None
 
     def check_writable(self) -> None:
         """Raise the refusal where writing is not allowed."""

@@ -6,7 +6,6 @@ is noted as dirty before the lock falls (native_notes/durable-commit.md).
 """
 
 import weakref
-from collections.abc import Iterator
 from functools import partial
 from typing import Protocol, cast
 
@@ -33,25 +32,22 @@ class Writer(Protocol):
 
     def page(self, number: int) -> bytes: ...
 
-    def finish(self, overlay: dict[int, bytes]) -> bool: ...
+    def finish(self, overlay: dict[int, bytes]) -> None: ...
 
 
 databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 """Every database that has or had a file open."""
-
-sent: dict[int, Writer] = {}
-"""Thread -> the file whose transaction it has published and not committed yet."""
 
 
 def before_commit(file: Writer) -> None:
     """SQLite is about to commit what is in the overlay, or has just put every page back."""
     if file.published is not None:
         take_back(file)
-    _check_alone(file)
     publish = file.database.before_commit
     overlay = file.overlay
     if publish is None or overlay is None:
         return
+    _check_alone(file)
     if not _changed(file, overlay, file.length):
         return  # a rollback syncs too, after it has put every page back
     file.finish(overlay)
@@ -73,54 +69,39 @@ def _changed(file: Writer, overlay: dict[int, bytes], count: int) -> set[int]:
 
 def _sending(file: Writer, numbers: frozenset[int]) -> None:
     file.published = numbers
-    sent[file.thread] = file
 
 
 def committed(file: Writer) -> None:
     """The commit point: what was sent is what the image has. Caller holds the image's lock."""
     assert file.published is not None
     file.database.image.dirty -= file.published
-    _done(file)
+    file.published = None
 
 
 def take_back(file: Writer) -> None:
     """What was sent was not committed."""
     assert file.published is not None
     numbers = file.published
-    _done(file)
+    file.published = None
     file.database.unpublished(numbers)
 
 
-def _done(file: Writer) -> None:
-    file.published = None
-    sent.pop(file.thread, None)
-
-
 def _check_alone(file: Writer) -> None:
-    """Two histories cannot be published as one: refuse a transaction that writes to another
-    volume, whichever of the two SQLite comes to first."""
-    others = [sent[file.thread]] if file.thread in sent else []
-    if file.database.before_commit is not None:
-        others += [
-            writer
-            for writer in _writers()
-            if writer.thread == file.thread and not _of_other_connections(writer, file)
-        ]
-    for other in others:
-        if other is not file:
-            raise PublicationError(
-                f"COMMIT was rolled back: the transaction writes to {file.database.name!r} and to "
-                f"{other.database.name!r}, and with durability='commit' it could reach one bucket "
-                "and not the other. Write to one volume in a transaction."
-            )
-
-
-def _writers() -> Iterator[Writer]:
-    """The files that have written something in their transaction."""
+    """Two histories cannot be published as one. SQLite takes every file that a transaction may
+    write to EXCLUSIVE before it syncs the first; whether it will write there nobody can tell yet,
+    and once the first is published it is too late."""
     for database in list(databases):
         writer = database.image.writer
-        if getattr(writer, "overlay", None):  # a mere pin has none
-            yield cast(Writer, writer)
+        if writer is None or writer is file or getattr(writer, "overlay", None) is None:
+            continue  # a mere pin has no overlay, and a file only while EXCLUSIVE
+        other = cast(Writer, writer)
+        if other.thread == file.thread and not _of_other_connections(other, file):
+            raise PublicationError(
+                f"COMMIT was rolled back: the transaction may write to {file.database.name!r} and "
+                f"to {database.name!r}, and with durability='commit' it could reach one bucket and "
+                "not the other. Write to one volume in a transaction; to read another in a "
+                "transaction that began IMMEDIATE, attach it with mode=ro."
+            )
 
 
 def _of_other_connections(one: Writer, other: Writer) -> bool:

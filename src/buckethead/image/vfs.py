@@ -46,10 +46,11 @@ MAX_GAP = 1 << 20
 pages freed again in the same transaction; a corrupt header can ask for billions."""
 
 
-FIRST_NAPS = 5000
-SHORT_NAP_SECONDS = 0.0002
-"""A writer that waits for another sleeps 1, 2 and 5 ms before SQLite lets it try again; a commit
-takes 0.02 ms. With this 16 threads that commit and wait for durability do a third more."""
+LONG_NAP, SHORTEST_NAP = 100_000, 200
+SHORTER = 25
+"""In µs. A writer that finds another at work sleeps 1, 2, 5, 10, 15, 20, 25, 25, 25, 50 and 50 ms
+before SQLite lets it try again, then 100 ms each time; a commit takes 0.02 ms. With the first of
+these cut short 16 threads that commit and wait for durability do twice as much."""
 
 
 class Lock(enum.IntEnum):
@@ -82,12 +83,13 @@ class DatabaseFile(Pin):
     """
 
     __slots__ = ("_base", "_database", "_image", "_journal_off", "_lock", "_suspect", "connection",
-                 "length", "overlay", "published", "thread")  # fmt: skip
+                 "length", "meant_wal", "overlay", "published", "thread")  # fmt: skip
 
     overlay: dict[int, bytes] | None  # page number -> page, of the running write transaction
     length: int  # pages in the file as this file sees it
     published: frozenset[int] | None  # sent ahead of a commit that has not come to pass yet
     thread: int  # that has the EXCLUSIVE lock
+    meant_wal: bool  # SQLite's own copy of page 1 says WAL, and the overlay's no longer
     _base: int  # leading pages that the transaction has not cut off
     _suspect: bool  # SQLite may hold pages in its cache that never came into the image
 
@@ -97,7 +99,7 @@ class DatabaseFile(Pin):
         self._image = database.image
         self._lock = NONE
         self._journal_off = False
-        self._suspect = False
+        self._suspect = self.meant_wal = False
         self.overlay = None
         self.published = None
         self.thread = 0
@@ -162,9 +164,10 @@ class DatabaseFile(Pin):
 
     def xUnlock(self, level: int) -> None:
         lock = self._lock
-        if self.overlay:
-            self._suspect = True  # thrown away: see _distrust_cache
-            if self.published is not None:
+        if self.overlay is not None:
+            if self.overlay:
+                self._suspect = True  # thrown away: see _distrust_cache
+            if self.published is not None:  # also where nothing is left of a first transaction
                 durable.take_back(self)
         if level == NONE:
             if lock != NONE:
@@ -313,7 +316,7 @@ class DatabaseFile(Pin):
                 self._commit(self.overlay)
             return True
         if op == _SYNC:
-            if self.overlay and (self._database.before_commit is not None or durable.sent):
+            if self.overlay and self._database.before_commit is not None:
                 durable.before_commit(self)
             return False
         if op == _PRAGMA:
@@ -326,7 +329,7 @@ class DatabaseFile(Pin):
     def _commit(self, overlay: dict[int, bytes]) -> None:
         """Bring the overlay into the image: this is the commit point."""
         try:
-            was_wal = self.finish(overlay)
+            self.finish(overlay)
             with self._image.lock:  # nobody closes the database to writers in between
                 if self._database.refusal is not None:
                     self._database.check_writable()
@@ -341,19 +344,18 @@ class DatabaseFile(Pin):
         # Under locking_mode=EXCLUSIVE the next transaction begins without another lock call
         self.overlay = {}
         self._base = self.length
-        self._suspect = was_wal  # SQLite's own copy of page 1 still says WAL
+        self._suspect, self.meant_wal = self.meant_wal, False
 
-    def finish(self, overlay: dict[int, bytes]) -> bool:
-        """Make the overlay what the commit brings in: no page missing, page 1 as it must follow.
-        Returns whether SQLite meant it to be in WAL mode."""
+    def finish(self, overlay: dict[int, bytes]) -> None:
+        """Make the overlay what the commit brings in: no page missing, page 1 as it must follow."""
         if self.length > self._base:
             blank = bytes(self.page_size)
             for number in range(self._base + 1, self.length + 1):
                 overlay.setdefault(number, blank)
         if not self.page_count:  # the first transaction: nobody has seen any counters
-            was_wal = overlay[1][18] != 1
+            self.meant_wal = self.meant_wal or overlay[1][18] != 1
             overlay[1] = header.without_wal(overlay[1])
-            return was_wal
+            return
         shown = self._image.pages[0]
         page1 = overlay.get(1, shown)
         counter, cookie = counters(page1, 24)
@@ -361,7 +363,7 @@ class DatabaseFile(Pin):
         was_wal = page1[18] != 1
         if counter != shown_counter + 1 or cookie < shown_cookie or was_wal:
             overlay[1] = header.following(page1, shown)
-        return was_wal
+            self.meant_wal = self.meant_wal or was_wal
 
     def _pragma(self, pragma: apsw.VFSFcntlPragma) -> bool:
         """journal_mode stays MEMORY or OFF, as for SQLite's own in-memory databases: under any
@@ -453,7 +455,10 @@ class BucketVFS(apsw.VFS):
 
     def xSleep(self, microseconds: int) -> int:
         # The inherited one keeps the GIL, so the lock that is waited for could not be released
-        time.sleep(SHORT_NAP_SECONDS if microseconds <= FIRST_NAPS else microseconds / 1e6)
+        nap = microseconds
+        if nap < LONG_NAP:
+            nap = max(SHORTEST_NAP, nap // SHORTER)
+        time.sleep(nap / 1e6)
         return microseconds
 
 

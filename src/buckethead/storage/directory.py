@@ -333,7 +333,12 @@ class DirectoryBucket(Bucket):
             self._link(new.path, path, key)
         else:
             os.replace(new.path, path)
-        sync_folder(path.parent)
+        try:
+            sync_folder(path.parent)
+        except OSError:
+            if exclusive:  # else it could be read back, and be gone after a power loss
+                path.unlink()
+            raise
         if metadata:
             self._sidecars.drop_others(key, new.checksum)
         else:

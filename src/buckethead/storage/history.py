@@ -211,7 +211,8 @@ def plans(timeline: Timeline, target: TXID | None = None) -> list[Plan]:
     Empty when there is no database. Raises HistoryError when the objects for it are not there.
     """
     newest, image = timeline.newest, timeline.image
-    _check_image(timeline)
+    if target is None:  # who names a TXID has chosen the history
+        _check_image(timeline)
     if not newest:
         if image is None or target is not None:
             return []
@@ -238,7 +239,9 @@ def _check_image(timeline: Timeline) -> None:
         return
     stamp = timeline.stamp(info)
     if stamp is None:
-        fault = "is of another history" if Stamp.of(info) else "was written by another program"
+        fault = "is of another history"
+        if Stamp.of(info) is None:
+            fault = "has no mark of this history (another program wrote it, or it is damaged)"
     elif stamp.txid > newest:
         fault = f"is the state of TXID {stamp.txid}, which this history does not have"
     else:
@@ -258,13 +261,15 @@ def _unreachable(timeline: Timeline, target: TXID) -> HistoryError:
     place = timeline.place
     if target > newest:
         fault = f"the newest one is TXID {newest}"
-    elif since and target < since:
-        fault = f"TXIDs {since} to {newest} are kept"
     else:
         base = max((base.txid for base in timeline.bases if base.txid <= target), default=0)
-        missing = next(txid for txid in range(base + 1, target + 1) if txid not in timeline.deltas)
-        fault = f"the delta {place.delta(missing)!r} (TXID {missing}) is missing"
-        fault += best_before(timeline, missing)
+        between = range(base + 1, target + 1)
+        missing = next((txid for txid in between if txid not in timeline.deltas), None)
+        gone = "it" if missing is None else f"the delta {place.delta(missing)!r} (TXID {missing})"
+        fault = f"{gone} is missing"
+        if since > target:
+            fault = f"{gone} is no longer kept; TXIDs {since} to {newest} are kept"
+        fault += best_before(timeline, missing or target)
     return HistoryError(f"Could not restore TXID {target} of {place.key!r}: {fault}.", target)
 
 

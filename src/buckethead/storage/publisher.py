@@ -266,7 +266,8 @@ class Publisher:
             f"Could not publish TXID {txid} of {self.place.key!r} at {self.bucket.url}: {who}. "
             "Nothing of it was overwritten, and nothing is written here any more. What was "
             f"committed here since TXID {txid - 1} can still be read: save it with VACUUM INTO "
-            "'file:/path/copy.db?vfs=unix', then open the database again."
+            "'file:/path/copy.db?vfs=unix'. To go on with what the other has written, let this one "
+            "go with unmount(NAME, discard=True) or stop(discard=True), and open it again."
         )
         return self.fenced
 
