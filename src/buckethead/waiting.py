@@ -5,19 +5,16 @@ before. The first to join brings it about, the others sleep until it has ended.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-
-NAP_SECONDS = 50e-6
 
 
 class NextFlush:
     """The next flush of one volume."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # guards all of it
+        self._lock = threading.Condition()  # guards all of it; says that all are there
         self._future: Future[None] | None = None
         self._waiting = 0  # threads that wait for it
         self._expected = 0  # threads that will, if all go on as they do
@@ -29,6 +26,8 @@ class NextFlush:
             if self._future is None:
                 self._future = Future()
             self._waiting += 1
+            if self._waiting == self._expected:
+                self._lock.notify_all()
             return self._future, first
 
     @contextmanager
@@ -56,9 +55,8 @@ class NextFlush:
         """Let those join who waited for the last flush: they were woken at once, and will be back
         with a commit each. Else the first of them would have a request for its own, and all of
         them would go in two parties that wait for each other."""
-        deadline = time.monotonic() + seconds
-        while self._waiting < self._expected and time.monotonic() < deadline:
-            time.sleep(NAP_SECONDS)
+        with self._lock:
+            self._lock.wait_for(lambda: self._waiting >= self._expected, seconds)
 
     def is_still(self, future: Future[None]) -> bool:
         """Whether nobody has begun the flush that ``future`` stands for."""

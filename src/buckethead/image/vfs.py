@@ -36,7 +36,7 @@ from .callback_errors import (
 )
 from .database import Database
 from .header import counters
-from .pages import PageImage, Pin, StalePinError, valid_page_size
+from .pages import PageImage, Pin, StalePinError, queue, valid_page_size
 from .scratch import open_scratch
 
 NAME = "buckethead"
@@ -46,11 +46,11 @@ MAX_GAP = 1 << 20
 pages freed again in the same transaction; a corrupt header can ask for billions."""
 
 
-LONG_NAP, SHORTEST_NAP = 100_000, 200
-SHORTER = 25
+LONG_NAP = 100_000
 """In µs. A writer that finds another at work sleeps 1, 2, 5, 10, 15, 20, 25, 25, 25, 50 and 50 ms
-before SQLite lets it try again, then 100 ms each time; a commit takes 0.02 ms. With the first of
-these cut short 16 threads that commit and wait for durability do twice as much."""
+before SQLite lets it try again, then 100 ms each time. The first of these end as soon as the seat
+is left: 16 threads that commit and wait for durability then do twice as much. The long ones do
+not, or a writer that others outrun would have used up its busy timeout in no time."""
 
 
 class Lock(enum.IntEnum):
@@ -455,10 +455,10 @@ class BucketVFS(apsw.VFS):
 
     def xSleep(self, microseconds: int) -> int:
         # The inherited one keeps the GIL, so the lock that is waited for could not be released
-        nap = microseconds
-        if nap < LONG_NAP:
-            nap = max(SHORTEST_NAP, nap // SHORTER)
-        time.sleep(nap / 1e6)
+        if microseconds < LONG_NAP:
+            queue.wait(microseconds / 1e6)
+        else:
+            time.sleep(microseconds / 1e6)
         return microseconds
 
 
