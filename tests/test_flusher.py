@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,7 @@ from buckethead import scheduler as scheduler_module
 from buckethead.config import SnapshotConfig
 from buckethead.core import registry, scheduler
 from buckethead.errors import BucketUnavailableError, FencedError
-from buckethead.flusher import last_flush, rescue, save_all
+from buckethead.flusher import LastFlush, LastFlushes, rescue
 from buckethead.lifecycle import Lifecycle
 from buckethead.registry import uri_of
 from buckethead.scheduler import BUSY_SECONDS, LONGEST_BACKOFF_SECONDS, Scheduler
@@ -49,6 +48,7 @@ from volume_tools import (
 )
 
 SOON = SnapshotConfig(interval_seconds=0.01, min_interval_seconds=0.0)
+HURRIED = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -419,8 +419,7 @@ def test_shutting_down_saves_what_cannot_be_flushed_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hurried = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=0.05)
-    volume, _ = mount(tmp_path, "hanging", hurried)
+    volume, _ = mount(tmp_path, "hanging", HURRIED)
     controlled(volume, tmp_path).on_chunk = gate = Gate()
     commit("hanging")
     own, terminated = Scheduler(registry), threading.Event()
@@ -458,10 +457,9 @@ def test_time_that_is_up_still_saves_every_volume_behind_one_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    hurried = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=0.05)
     gate = Gate()
     for number in range(turns.WORKERS):  # more than one store may have workers
-        volume, _ = mount(tmp_path, f"v{number}", hurried)
+        volume, _ = mount(tmp_path, f"v{number}", HURRIED)
         controlled(volume, tmp_path).on_chunk = gate
         commit(f"v{number}")
     own, terminated = Scheduler(registry), threading.Event()
@@ -506,7 +504,12 @@ def test_shutting_down_saves_what_a_fenced_volume_has_to_a_file(
     assert not volume.bucket.exists("app.db"), "invariant 9: it writes no image either"
 
 
-# ---- saving: a flush, then a checkpoint where one is wanted
+# ---- the last flush: then a checkpoint where one is wanted
+
+
+def serve(served: turns.Served) -> None:
+    """Stands for a scheduler that serves at once, in the thread that asks."""
+    served.serve()
 
 
 class Checkpointing:
@@ -544,7 +547,7 @@ def test_what_is_flushed_but_not_checkpointed_is_checkpointed_at_the_end(
 
 
 @pytest.mark.parametrize("trouble", [BucketUnavailableError("away"), KeyboardInterrupt()])
-def test_a_checkpoint_that_fails_is_a_warning(
+def test_a_checkpoint_that_fails_at_the_end_is_a_warning(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -555,7 +558,7 @@ def test_a_checkpoint_that_fails_is_a_warning(
     checkpointing = Checkpointing(volume, monkeypatch)
     checkpointing.trouble = trouble
     commit("app")
-    last_flush(volume, 1.0)
+    LastFlushes([volume]).run(serve)
     assert listener.finished.is_set()
     assert checkpointing.tried == 1
     assert "'app' could not be checkpointed" in caplog.text
@@ -566,7 +569,7 @@ def test_a_last_flush_waits_for_no_checkpoint_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    volume, _ = mount(tmp_path, "app")
+    volume, _ = mount(tmp_path, "app", HURRIED)
     bucket = controlled(volume, tmp_path)
     commit("app")
     volume.flush()
@@ -575,7 +578,7 @@ def test_a_last_flush_waits_for_no_checkpoint_that_hangs(
     gate.wait_until_reached()
     bucket.on_chunk = nothing
     commit("app")
-    last_flush(volume, 0.05)
+    LastFlushes([volume]).run(scheduler.hurry)
     assert "'app' could not be checkpointed (no flush of it ended in time)" in caplog.text
     assert query(bucket, "app.db", "SELECT count(*) FROM t") == [(2,)]
     gate.open()
@@ -591,7 +594,7 @@ def test_while_a_last_flush_writes_the_image_others_can_wait_for_their_commits(
     commit("app")
     volume.flush()
     bucket.on_chunk = gate = Gate()
-    last = Outcome(lambda: last_flush(volume, PATIENCE))
+    last = Outcome(lambda: LastFlushes([volume]).run(serve))
     gate.wait_until_reached()
     bucket.on_chunk = nothing
     commit("app")
@@ -602,31 +605,155 @@ def test_while_a_last_flush_writes_the_image_others_can_wait_for_their_commits(
     last.get()
 
 
-def test_at_exit_a_store_that_fails_holds_up_no_other(
+def test_what_is_committed_while_the_last_image_is_written_is_published(tmp_path: Path) -> None:
+    volume, _ = mount(tmp_path, "app")
+    bucket = controlled(volume, tmp_path)
+    commit("app")
+    volume.flush()
+
+    def once() -> None:
+        bucket.on_chunk = nothing
+        commit("app")
+
+    bucket.on_chunk = once
+    LastFlushes([volume]).run(serve)
+    assert query(bucket, "app.db", "SELECT count(*) FROM t") == [(2,)]
+
+
+def test_a_store_that_fails_at_the_end_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once the time is up it is asked no more, and the others are."""
     monkeypatch.chdir(tmp_path)
-    tries: list[str] = []
-
-    def fail(name: str) -> None:
-        tries.append(name)
-        full_disk()
-
     for name in ("bad1", "bad2", "good"):
         place = tmp_path if name == "good" else tmp_path / "other"
         volume, _ = mount(place, name)
         commit(name)
         if name != "good":
-            controlled(volume, place).on_chunk = partial(fail, name)
-    save_all(registry.volumes(), deadline=0.0)
-    assert tries == ["bad1"]
+            controlled(volume, place).on_chunk = full_disk
+    LastFlushes(registry.volumes()).run(scheduler.hurry)
     good = registry.volumes()[-1].bucket
     assert good.exists("good.db")
     assert query(good, "good.db", "SELECT a FROM t") == [(1,)]
     assert pages_in(Controlled(tmp_path / "other" / "bucket"), "bad1.db") is None
     assert len(list(tmp_path.glob("buckethead-rescue-bad?-*.db"))) == 2
     assert capsys.readouterr().err.count("saved to") == 2
+
+
+class SlowWorker:
+    """Serves one after the other in a thread of its own, which takes ``seconds`` of the waiting
+    thread's time for each: the next begins when that one has noted the last."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self._seconds = seconds
+        self._clock = 1000.0
+        self._asked: list[turns.Served] = []
+        monkeypatch.setattr(flusher, "time", fake_time(monotonic=lambda: self._clock))
+
+    def work(self, flushes: LastFlushes) -> None:
+        for number, served in enumerate(self._asked, 1):
+            self._clock += self._seconds
+            served.serve()
+            left = len(self._asked) - number
+            until(lambda: len(flushes._left) == left)  # noqa: B023 - called before the next
+
+    def save(self, volumes: list[Volume]) -> None:
+        flushes = LastFlushes(volumes)
+        flushes.begin(self._asked.append)
+        working = Outcome(lambda: self.work(flushes))
+        flushes.run(nothing_more)
+        working.get()
+
+
+def nothing_more(served: turns.Served) -> None:
+    """Stands for a scheduler that has been asked before."""
+
+
+def test_a_store_that_works_is_given_the_time_that_all_its_volumes_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second", "third"):
+        mount(tmp_path, name)
+        commit(name)
+    SlowWorker(monkeypatch, NEVER.shutdown_timeout_seconds - 1).save(registry.volumes())
+    for volume in registry.volumes():
+        assert query(volume.bucket, volume.key, "SELECT a FROM t") == [(1,)]
+    assert list(tmp_path.glob("buckethead-rescue-*")) == []
+    assert capsys.readouterr().err.count("still flushing") == 1
+
+
+def test_an_exit_that_takes_long_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(flusher, "QUIET_SECONDS", 0.0)
+    volumes = [mount(tmp_path, name, HURRIED)[0] for name in ("app", "other")]
+    commit("app")
+    commit("other")
+    LastFlushes(volumes).run(nothing_more)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line == (
+        f"buckethead: still flushing 'app' and 1 more to {volumes[0].bucket.url}: up to 0 s more; "
+        "Ctrl-C saves it to a file instead."
+    )
+
+
+def test_an_exit_that_waits_for_an_image_says_that_nothing_can_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(flusher, "QUIET_SECONDS", 0.0)
+    volume, _ = mount(tmp_path, "app", HURRIED)
+    commit("app")
+    volume.flush()
+    LastFlushes([volume]).run(nothing_more)
+    assert capsys.readouterr().err == (
+        f"buckethead: still writing the image of 'app' to {volume.bucket.url}: up to 0 s more; "
+        "Ctrl-C ends it, and nothing is lost: the bucket has every commit.\n"
+    )
+
+
+def test_an_interrupted_wait_ends_at_once_and_saves_to_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for_ever = SnapshotConfig(interval_seconds=3600, shutdown_timeout_seconds=1e300)
+    volume, _ = mount(tmp_path, "app", for_ever)
+    commit("app")
+    flushes = LastFlushes([volume])
+    waiting = Outcome(lambda: flushes.run(nothing_more))
+    flushes.interrupt()
+    flushes.interrupt()
+    waiting.get()
+    (path,) = tmp_path.glob("buckethead-rescue-app-*.db")
+    said = capsys.readouterr().err
+    assert (
+        f"'app' could not be flushed (interrupted by Ctrl-C). Its database was saved to {path}"
+        in said
+    )
+
+
+def test_a_last_flush_is_served_while_the_volume_itself_hangs(tmp_path: Path) -> None:
+    """Its image, that is: two publications of one volume never run at a time."""
+    now_and_then = SOON.model_copy(update={"checkpoint": "flush"})
+    volume, _ = mount(tmp_path, "app", now_and_then)
+    bucket = controlled(volume, tmp_path)
+    image = Gate()
+
+    def next_is_the_image() -> None:
+        bucket.on_chunk, bucket.on_landed = image, nothing
+
+    bucket.on_landed = next_is_the_image
+    commit("app")
+    image.wait_until_reached()
+    bucket.on_chunk = nothing
+    commit("app")
+    ends: queue.SimpleQueue[flusher.End | None] = queue.SimpleQueue()
+    scheduler.hurry(LastFlush(volume, ends))
+    until(lambda: not volume.changed)
+    assert query(bucket, "app.db", "SELECT count(*) FROM t") == [(2,)]
+    assert ends.empty()
+    image.open()
+    assert ends.get(timeout=PATIENCE) == (volume, None)
 
 
 # ---- rescue
@@ -650,6 +777,49 @@ def test_every_rescued_volume_has_a_file_of_its_own(
         assert plain_file(path, "PRAGMA integrity_check")
         (line,) = [line for line in said if f"saved to {path};" in line]
         assert line.endswith(shlex.join(["import", "--force", str(path)]))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TimeoutError(), LookupError()])
+def test_a_rescue_always_gives_a_reason(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    volume, _ = mount(tmp_path, "app")
+    commit("app")
+    rescue(volume, error)
+    reason = "interrupted by Ctrl-C" if isinstance(error, KeyboardInterrupt) else repr(error)
+    assert f"'app' could not be flushed ({reason})." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_fenced_volume_is_not_simply_to_be_put_back(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    in_time: bool,
+) -> None:
+    """That would replace what the other writer has written. Also where the fence was found before,
+    and not by the last flush."""
+    monkeypatch.chdir(tmp_path)
+    volume, _ = mount(tmp_path, "app", HURRIED)
+    commit("app")
+    volume.flush()
+    with other_process(volume.config) as (theirs, conn):
+        conn.execute("INSERT INTO t VALUES(2)")
+        theirs.flush()
+    commit("app")
+    if not in_time:
+        with pytest.raises(FencedError):
+            volume.flush()
+    LastFlushes([volume]).run(serve if in_time else nothing_more)
+    (path,) = tmp_path.glob("buckethead-rescue-app-*.db")
+    said = capsys.readouterr().err
+    assert "put it back" not in said
+    assert f"saved to {path}; compare it with the newest state before you import it" in said
+    assert said.rstrip().endswith(shlex.join(["import", "--force", str(path)]))
 
 
 def test_a_rescue_that_fails_says_so(

@@ -14,9 +14,9 @@ import pytest
 
 import buckethead
 from buckethead.config import BucketConfig
-from buckethead.core import registry
+from buckethead.core import registry, scheduler
 from buckethead.errors import VolumeBusyError, VolumeReadOnlyError
-from buckethead.flusher import last_flush, rescue
+from buckethead.flusher import LastFlushes, rescue
 from buckethead.registry import uri_of
 from buckethead.storage.bucket import BucketClient
 from buckethead.storage.snapshot import flush, restore
@@ -162,7 +162,7 @@ def test_ctrl_c_in_the_last_flush_still_saves_the_data(
         raise KeyboardInterrupt
 
     bucket.on_chunk = interrupt
-    last_flush(volume, 1.0)
+    LastFlushes([volume]).run(scheduler.hurry)
     assert len(list(tmp_path.glob("buckethead-rescue-app-*.db"))) == 1
     bucket.on_chunk = nothing
 

@@ -1,30 +1,41 @@
 """The last flush before the process ends, and the file that saves what the bucket does not take.
 
-Nothing here raises: one volume's trouble, Ctrl-C included, must not keep the others from being
-saved.
+Workers flush, for a store may never answer; whoever ends the process only waits for them, no
+longer than the volumes allow, and then writes to files what is still in memory. An upload that
+lands after all harms nothing. One volume's trouble never keeps the others from being saved.
 """
 
 import contextlib
 import itertools
 import logging
 import os
+import queue
 import shlex
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from .errors import SnapshotError
+from .errors import FencedError, SnapshotError
 from .image.pages import Pin
 from .registry import Registry
 from .storage.images import dump
+from .turns import NEVER, Served
 from .volume import Volume
 
 log = logging.getLogger("buckethead")
 
 LONGEST_RESCUE_NAME = 150
 """Bytes of a volume's name in that of its rescue file, which may have 255."""
+
+QUIET_SECONDS = 2.0
+"""An exit that takes longer says why."""
+
+DEAF_SECONDS = 0.2
+"""How late Ctrl-C is heard at most: one that comes just before a wait begins does not end it."""
+
+End = tuple[Volume, BaseException | None]
 
 
 def bearable(seconds: float) -> float:
@@ -41,88 +52,156 @@ def _is_unsaved(volume: Volume) -> bool:
     return volume.changed or volume.wants_checkpoint
 
 
-def deadline_of(volumes: Sequence[Volume]) -> float:
+def _deadline_of(volumes: Iterable[Volume]) -> float:
     """When all of them should be saved, by the monotonic clock: the longest time that any of them
     allows itself, from now."""
     seconds = max((volume.snapshot.shutdown_timeout_seconds for volume in volumes), default=0.0)
     return time.monotonic() + bearable(seconds)
 
 
-def save(volume: Volume) -> None:
-    """Flush, and checkpoint where that is wanted. Raises what the flush raises; a checkpoint that
-    fails is only worth a warning, for the bucket has every commit by then."""
-    volume.flush()
-    if volume.wants_checkpoint:
+class LastFlush:
+    """The last flush and checkpoint of a volume, as the scheduler serves it. It is served apart
+    from the volume itself, whose own service may hang; how it ended is put into ``ends``."""
+
+    interval = 0.0
+    asked = True
+
+    def __init__(self, volume: Volume, ends: "queue.SimpleQueue[End | None]") -> None:
+        self.name = volume.name
+        self.store = volume.store
+        self.flushing = threading.RLock()  # not the volume's: a worker waits for that one
+        self._volume = volume
+        self._ends = ends
+
+    def serve(self) -> None:
+        """Whatever goes wrong is for the thread that waits."""
+        error: BaseException | None = None
         try:
-            volume.checkpoint()
-        except BaseException as error:
-            _warn_without_checkpoint(volume, error)
+            _save(self._volume)
+        except BaseException as failure:
+            error = failure
+        self._ends.put((self._volume, error))
 
 
-def _warn_without_checkpoint(volume: Volume, error: BaseException) -> None:
-    log.warning(
-        "%r could not be checkpointed (%s). Nothing is lost: the bucket has every commit, and the "
-        "next mount restores them from the history.",
-        *(volume.name, error),
-    )
+def _save(volume: Volume) -> None:
+    volume.publish()  # without the checkpoint that may belong to it: another one may hang
+    if volume.wants_checkpoint:
+        volume.checkpoint(ending=True)
+        volume.publish()  # what the program has committed meanwhile
 
 
-def last_flush(volume: Volume, timeout: float) -> None:
-    """Save in this thread, the last time before the process ends; what the bucket does not take
-    goes to a file. ``timeout`` in seconds is for what other threads do with the volume to end."""
-    deadline = time.monotonic() + timeout
-    try:
-        _wait_for(volume.flushing, deadline)
-        volume.publish()  # without the checkpoint that may belong to it: another one may hang
-        if volume.wants_checkpoint:
-            _wait_for(volume.checkpointing, deadline)
-            volume.checkpoint(ending=True)
-    except BaseException as error:  # Ctrl-C too: the data is saved first
-        _give_up(volume, error)
+class LastFlushes:
+    """The last flushes of some volumes, and the thread that waits for them. All but `interrupt`
+    belongs to that thread."""
+
+    def __init__(self, volumes: Sequence[Volume]) -> None:
+        self._volumes = volumes
+        self._left = dict.fromkeys(volumes)
+        self._failed: dict[Volume, BaseException] = {}
+        self._deadline = _deadline_of(volumes)
+        self._interrupted = False
+        # None wakes the thread. Its ``put`` is reentrant, for a signal handler
+        self._ends: queue.SimpleQueue[End | None] = queue.SimpleQueue()
+
+    def run(self, hurry: Callable[[Served], None]) -> None:
+        """Flush by the workers that ``hurry`` asks, and save to files what they do not flush in
+        time. The time begins anew with every volume that is saved: a store that works is given as
+        long as its volumes take, one that does not answer their timeout."""
+        self.begin(hurry)
+        self._wait()
+        self.give_up()
+
+    def interrupt(self) -> None:
+        """Wait no longer. For a signal handler, and of no effect while files are written."""
+        self._interrupted = True
+        self._ends.put(None)
+
+    def begin(self, hurry: Callable[[Served], None]) -> None:
+        """Ask for every flush."""
+        for volume in self._volumes:
+            hurry(LastFlush(volume, self._ends))
+
+    @property
+    def seconds_left(self) -> float:
+        """How much longer to wait; 0 once all have ended."""
+        return max(0.0, self._deadline - time.monotonic()) if self._left else 0.0
+
+    def note(self, until: float) -> bool:
+        """Note what became of a volume, waiting for the next one ``until`` that time at most.
+        Whether it was saved."""
+        try:
+            end = self._ends.get(timeout=bearable(until - time.monotonic()))
+        except queue.Empty:
+            return False
+        if end is None:
+            return False
+        volume, error = end
+        self._left.pop(volume, None)
+        if error is not None:
+            self._failed[volume] = error
+        return error is None
+
+    def _wait(self) -> None:
+        silent_until = time.monotonic() + QUIET_SECONDS
+        while self.seconds_left and not self._interrupted:
+            if time.monotonic() >= silent_until:
+                silent_until = NEVER
+                _say(self._explanation())
+            awake = time.monotonic() + DEAF_SECONDS
+            if self.note(min(self._deadline, silent_until, awake)):
+                self._deadline = _deadline_of(self._left)
+
+    def _explanation(self) -> str:
+        within = f"up to {self.seconds_left:.0f} s more"
+        changed = [volume for volume in self._left if volume.changed]
+        names = _names(changed or list(self._left))
+        if changed:
+            return f"still flushing {names}: {within}; Ctrl-C saves it to a file instead."
+        return (
+            f"still writing the image of {names}: {within}; Ctrl-C ends it, and nothing is lost: "
+            "the bucket has every commit."
+        )
+
+    def give_up(self) -> None:
+        """Save to files what was not flushed, for the reason it failed or was not waited for."""
+        reason = (
+            KeyboardInterrupt()
+            if self._interrupted
+            else TimeoutError("no flush of it ended in time")
+        )
+        for volume in self._volumes:
+            if volume in self._failed:
+                _give_up(volume, self._failed[volume])
+            elif volume in self._left and _is_unsaved(volume):
+                _give_up(volume, reason)
 
 
-def _wait_for(lock: threading.RLock, deadline: float) -> None:
-    """Raise TimeoutError when another thread still holds a lock at the deadline. It is not kept:
-    held during the checkpoint it would make every thread wait that commits meanwhile."""
-    if not lock.acquire(timeout=bearable(deadline - time.monotonic())):
-        raise _out_of_time()
-    lock.release()
+def _names(volumes: Sequence[Volume]) -> str:
+    more = f" and {len(volumes) - 1:,} more" if len(volumes) > 1 else ""
+    return f"{volumes[0].name!r}{more} to {volumes[0].bucket.url}"
 
 
-def save_until(volume: Volume, deadline: float) -> None:
-    """A last flush if there is time left, else only what can be done without the bucket."""
-    left = deadline - time.monotonic()
-    if left > 0:
-        last_flush(volume, bearable(left))
-    else:
-        _give_up(volume, _out_of_time())
+def _reason(error: BaseException) -> str:
+    """What an error says; some say nothing."""
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "interrupted by Ctrl-C"
+    return str(error) or repr(error)
 
 
-def save_all(volumes: Sequence[Volume], deadline: float) -> None:
-    """A last flush of each. Volumes of a store that has failed come after those of the others, and
-    once the time is up it is not asked again; a store that works is asked all the same."""
-    failed: set[tuple[str, ...]] = set()
-    later = []
-    for volume in volumes:
-        if volume.store in failed:
-            later.append(volume)
-            continue
-        last_flush(volume, bearable(deadline - time.monotonic()))
-        if _is_unsaved(volume):
-            failed.add(volume.store)
-    for volume in later:
-        save_until(volume, deadline)
-
-
-def _out_of_time() -> TimeoutError:
-    return TimeoutError("no flush of it ended in time")
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the rescues
+        sys.stderr.write(f"buckethead: {line}\n")  # at once: other threads log there
 
 
 def _give_up(volume: Volume, error: BaseException) -> None:
     if volume.changed:
         rescue(volume, error)
-    else:
-        _warn_without_checkpoint(volume, error)
+        return
+    log.warning(
+        "%r could not be checkpointed (%s). Nothing is lost: the bucket has every commit, and the "
+        "next mount restores them from the history.",
+        *(volume.name, _reason(error)),
+    )
 
 
 _rescues = itertools.count(1)
@@ -135,18 +214,25 @@ def rescue(volume: Volume, error: BaseException) -> None:
     name = name.encode()[-LONGEST_RESCUE_NAME:].decode(errors="ignore")
     unique = f"{os.getpid()}-{next(_rescues)}"  # two names may be spelled alike here
     file = f"buckethead-rescue-{name}-{stamp}-{unique}.db"
-    found = f"buckethead: {volume.name!r} could not be flushed ({error})."
+    found = f"{volume.name!r} could not be flushed ({_reason(error)})."
     try:
         with volume.image.pinned() as pin:
             path = _dump_somewhere(pin, file)
     except BaseException as second:  # the other volumes must be saved too
-        report = f"{found} DATA LOST: nor could its database be saved ({second})."
+        _say(f"{found} DATA LOST: nor could its database be saved ({_reason(second)}).")
     else:
-        report = (
-            f"{found} Its database was saved to {path}; put it back with: {_way_back(volume, path)}"
-        )
-    with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end the other rescues
-        sys.stderr.write(f"{report}\n")  # at once: other threads log there
+        _say(f"{found} {_what_to_do(volume, path, error)}")
+
+
+def _what_to_do(volume: Volume, path: str, error: BaseException) -> str:
+    command = _way_back(volume, path)
+    if not any(isinstance(known, FencedError) for known in (error, volume.last_error)):
+        return f"Its database was saved to {path}; put it back with: {command}"
+    return (
+        "Another writer has gone on. The database with what was not published was saved to "
+        f"{path}; compare it with the newest state before you import it, for that replaces what "
+        f"the other has written: {command}"
+    )
 
 
 def _way_back(volume: Volume, path: str) -> str:

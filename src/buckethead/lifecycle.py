@@ -1,7 +1,8 @@
 """The process around the volumes: signals, the interpreter's exit, and forks.
 
-A signal handler does no I/O: it leaves a note with the scheduler. The exit hook depends on no other
-thread, and a forked child publishes nothing of its parent's.
+A signal handler does no I/O: it leaves a note with the scheduler. The exit hook asks nothing of a
+bucket itself and waits for no thread without end, and a forked child publishes nothing of its
+parent's.
 """
 
 import atexit
@@ -10,11 +11,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from .flusher import deadline_of, save_all, unsaved
+from .flusher import LastFlushes, unsaved
 from .registry import Registry
 from .scheduler import Scheduler
 
@@ -81,13 +82,15 @@ class Lifecycle:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def at_exit(self) -> None:
-        """Save every volume in this thread, which needs no other, though workers may be quicker;
-        what the bucket does not take is saved to files."""
+        """Have the workers save every volume; what the bucket does not take in time, or before
+        Ctrl-C, is saved to files."""
         if os.getpid() != self._pid:
             return  # a forked child: the parent has the data
         volumes = unsaved(self._registry)
-        self._scheduler.save(volumes[1:])
-        save_all(volumes, deadline_of(volumes))
+        if volumes:
+            flushes = LastFlushes(volumes)
+            with _on_ctrl_c(flushes.interrupt):
+                flushes.run(self._scheduler.hurry)
 
     def _flush_at_the_end_of_a_forked_worker(self) -> None:
         """A forked child of multiprocessing leaves by os._exit(), with hooks of its own only."""
@@ -108,3 +111,19 @@ class Lifecycle:
             for number, previous in self._previous.items():
                 signal.signal(number, previous)
         self._previous.clear()
+
+
+@contextlib.contextmanager
+def _on_ctrl_c(act: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C do this, and not raise KeyboardInterrupt, which would end the exit hook. As
+    ever, a signal that is ignored, or handled by C code, stays so."""
+    previous = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or previous in (None, signal.SIG_IGN):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: act())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -12,15 +12,14 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from weakref import WeakSet
 
 from .errors import BucketHeadError, VolumeReadOnlyError
-from .flusher import bearable, deadline_of, save, save_until, unsaved
+from .flusher import LastFlushes, bearable, unsaved
 from .registry import Registry
 from .turns import NEVER, NOW, Served, Timetable, Turns
-from .volume import Volume
 
 log = logging.getLogger("buckethead")
 
@@ -49,7 +48,6 @@ class Scheduler:
         self._again: dict[Served, float] = {}  # being served -> when it is due after that
         self._failures: dict[Served, int] = {}  # in a row
         self._ended: WeakSet[Served] = WeakSet()
-        self._last: dict[Served, Callable[[], None]] = {}  # to be done instead of serving
         self._threads = 0
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -76,10 +74,6 @@ class Scheduler:
     def flush_all(self) -> None:
         """Flush everything that has changed, soon."""
         self._queue.put(self._flush_all)
-
-    def save(self, volumes: Sequence[Volume]) -> None:
-        """Flush and checkpoint these, soon: the process ends."""
-        self._queue.put(partial(self._save, volumes))
 
     def shut_down(self) -> None:
         """Save everything within the volumes' shutdown timeout, then call ``terminate``."""
@@ -114,8 +108,7 @@ class Scheduler:
             self._turns.add(volume)
         while (taken := self._turns.take()) is not None:
             self._again[taken] = NEVER
-            work = self._last.pop(taken, taken.serve)
-            self._hand_over(partial(self._serve, taken, work))
+            self._hand_over(partial(self._serve, taken))
 
     def _hand_over(self, job: Callable[[], None]) -> None:
         """To a worker. They are daemons, so that an upload that hangs does not keep the process
@@ -145,18 +138,12 @@ class Scheduler:
     def _forget(self, volume: Served) -> None:
         self._timetable.discard(volume)
         self._turns.discard(volume)
-        for fields in (self._again, self._failures, self._last):
-            fields.pop(volume, None)
+        self._again.pop(volume, None)
+        self._failures.pop(volume, None)
 
     def _flush_all(self) -> None:
         for volume in self._registry.volumes():
             if volume.changed:
-                self._ask(volume, NOW)
-
-    def _save(self, volumes: Sequence[Volume]) -> None:
-        for volume in volumes:
-            if volume not in self._ended:
-                self._last[volume] = partial(save, volume)
                 self._ask(volume, NOW)
 
     def _shut_down(self) -> None:
@@ -166,18 +153,13 @@ class Scheduler:
             self.terminate()
 
     def _save_in_time(self) -> None:
-        """Everything by the workers, fairly as ever, and what is left then in this thread."""
-        volumes = unsaved(self._registry)
-        deadline = deadline_of(volumes)
-        self._save(volumes)
-        self._step(NOW)  # from here on, who is not saved has a turn
-        while volumes and time.monotonic() < deadline:
-            if volumes[-1] in self._turns:
-                self._step(deadline)
-            else:
-                volumes.pop()
-        for volume in unsaved(self._registry):  # again: the program went on meanwhile
-            save_until(volume, deadline)
+        """Everything by the workers, fairly as ever; what they have not saved then, to files."""
+        flushes = LastFlushes(unsaved(self._registry))
+        flushes.begin(self.hurry)
+        while flushes.seconds_left:
+            self._step(time.monotonic() + flushes.seconds_left)
+            flushes.note(NOW)
+        flushes.give_up()
 
     # -- the workers ------------------------------------------------------------------------
 
@@ -186,7 +168,7 @@ class Scheduler:
         while True:
             jobs.get()()  # no variable, which would keep the last volume alive
 
-    def _serve(self, volume: Served, work: Callable[[], float | None]) -> None:
+    def _serve(self, volume: Served) -> None:
         """In a worker, which does not wait for a flush of the volume that is running elsewhere: it
         may hang. The lock is only tried, so that flushes can go on beside a long checkpoint."""
         outcome: Callable[[], None]
@@ -196,7 +178,7 @@ class Scheduler:
         else:
             flushing.release()
             try:
-                outcome = partial(self._served, volume, work())
+                outcome = partial(self._served, volume, volume.serve())
             except VolumeReadOnlyError as error:
                 outcome = partial(self._end, volume, error)
             except BaseException as error:  # whatever it was, the pages must go out some day

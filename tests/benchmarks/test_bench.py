@@ -1,7 +1,11 @@
 """The benchmark runs, and reports every row it promises. Nothing here looks at how long it took."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +44,40 @@ TINY = Options(
     wait_seconds=0.02,
     commits=2,
 )
+PATIENCE_SECONDS = 60
+AMONG_VOLUMES = """
+import sys
+from buckethead.bench import volumes
+from buckethead.cli import main
+
+uri_of = volumes.uri_of
+
+def told(name):
+    if name == "many-20":
+        print("now", flush=True)
+    return uri_of(name)
+
+volumes.uri_of = told
+sys.argv = ["buckethead", "bench", "--volumes", "100000"]
+main()
+"""
+AMONG_THREADS = """
+import sys
+from buckethead.bench import statements
+from buckethead.cli import main
+
+beside_each_other = statements.beside_each_other
+
+def told(rows):
+    print("now", flush=True)
+    yield from rows
+
+statements.beside_each_other = lambda connect, rows, ids, seconds: beside_each_other(
+    connect, told(rows), ids, 3600.0
+)
+sys.argv = ["buckethead", "bench", "--volumes", "1", "--rows", "50", "--operations", "5"]
+main()
+"""
 ENGINES = {"buckethead", "memdb", ":memory:", "disk WAL"}
 STATEMENTS = [
     "bulk insert, per row",
@@ -170,6 +208,28 @@ def test_costs_follow_from_the_requests_that_were_counted(s3_report: Report) -> 
     assert value_of(s3_report, costs.FOLLOWER) == pytest.approx(0.03456)
     # a look, the image before copied (2), and an upload of two parts (4) with another look in it
     assert value_of(s3_report, costs.CHECKPOINT_REQUESTS) == 8
+
+
+@pytest.mark.parametrize("program", [AMONG_VOLUMES, AMONG_THREADS], ids=["volumes", "threads"])
+def test_ctrl_c_ends_it_and_leaves_nothing(program: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "now\n"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == "Aborted!"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_request_that_is_counted_has_a_price() -> None:

@@ -105,6 +105,31 @@ def test_reading_what_is_not_there_fails_and_says_where_it_looked(
     assert KEY in failure(*arguments)
 
 
+def test_what_is_there_instead_are_databases_and_not_their_objects(empty_folder: Path) -> None:
+    for number in range(7):
+        cli("--key", f"{number}.db", "sql", "CREATE TABLE t(x)")
+    make_file(empty_folder / DEFAULT / "3.db.prev")
+    (empty_folder / DEFAULT / "3.db").unlink()
+    line = failure("--key", "nosuch.db", "status")
+    assert ". There are: 0.db, 1.db, 2.db, 3.db, 4.db. " in line
+
+
+def test_advice_can_be_copied(empty_folder: Path) -> None:
+    """It names the database that the command was about."""
+    make_file(empty_folder / "a.db")
+    where = ["--key", "an odd.db", "--endpoint-url", (empty_folder / "there").as_uri()]
+    assert cli(*where, "import", "a.db").exit_code == 0
+    given = f"buckethead --key 'an odd.db' --endpoint-url {where[-1]}"
+    assert f"`{given} restore --txid 1 FILE`" in cli(*where, "import", "--force", "a.db").stderr
+    make_file(empty_folder / "b.db").rename(empty_folder / "there" / "an odd.db")
+    line = failure(*where, "inspect")
+    assert f"`{given} restore --image FILE`" in line
+    assert f"`{given} import --force FILE`" in line
+    assert f"`{given} import --force FILE`" in cli(*where, "verify").stdout
+    cli("--key", "other.db", "sql", "CREATE TABLE t(x)")
+    assert "`buckethead import FILE`" in failure("inspect")
+
+
 def test_a_failure_is_one_line_and_exit_code_1() -> None:
     done = child("status")
     assert done.returncode == 1
@@ -154,7 +179,7 @@ def test_bench_prints_tables_and_json(empty_folder: Path) -> None:
 
 
 def test_settings_that_are_not_whole_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUCKETHEAD_SNAPSHOT__KEY", "k")
+    monkeypatch.setenv("BUCKETHEAD_BUCKET__REGION", "eu-west-1")
     assert "BUCKETHEAD_BUCKET__NAME" in failure("status")
 
 

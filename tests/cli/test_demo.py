@@ -36,6 +36,7 @@ def test_the_demo_tells_what_was_kept_and_what_was_not(empty_folder: Path, tempo
     assert "the first state was restored too" in done.stdout
     assert "integrity_check: ok" in done.stdout
     assert "SIGKILL" in done.stdout
+    assert "import apsw, buckethead  # makes vfs=buckethead known" in done.stdout
     assert "\x1b" not in done.stdout
     assert list(temporary.iterdir()) == []
     assert list(empty_folder.iterdir()) == [temporary]

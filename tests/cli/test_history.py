@@ -113,6 +113,21 @@ def test_gc_frees_what_is_older_than_the_retention_time(empty_folder: Path) -> N
     assert "deltas\t0\n" in cli("gc").stdout
 
 
+def test_gc_that_frees_nothing_says_why(empty_folder: Path) -> None:
+    assert "there is no snapshot yet" in cli("gc").stderr
+    assert "uploads\tnot looked at\n" in cli("gc", "--dry-run").stdout
+    another_writer("DELETE FROM t")
+    another_writer("INSERT INTO t (name) VALUES ('back')")
+    snapshot = snapshot_of(3)
+    age(snapshot, DAY / 2 + 60)
+    assert "12 hours old, younger than the retention time, 24 hours" in cli("gc").stderr
+    age(snapshot, 2 * DAY)
+    assert cli("gc").stderr == ""
+    assert "the rest is needed" in cli("gc").stderr
+    make_file(empty_folder / DEFAULT / "plain.db")
+    assert "no history" in cli("--key", "plain.db", "gc").stderr
+
+
 def test_gc_keeps_as_long_as_it_is_told() -> None:
     another_writer("INSERT INTO t (name) VALUES ('a')")
     another_writer("INSERT INTO t (name) VALUES ('b')")

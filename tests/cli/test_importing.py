@@ -116,6 +116,10 @@ def test_force_ends_a_contradiction_of_image_and_history(empty_folder: Path) -> 
     result = cli("import", "--force", "b.db")
     assert result.exit_code == 0
     assert "replaced as a whole" in result.stderr
+    assert "Could not" not in result.stderr
+    assert "`buckethead restore --previous FILE`" in result.stderr
+    assert cli("restore", "--txid", "1", "before.db").exit_code == 0
+    assert rows_of(Path("before.db")) == 1
     assert count() == 2
     assert cli_json("verify")["sound"]
     cli("restore", "--previous", "theirs.db")
@@ -133,7 +137,7 @@ def test_force_ends_a_history_that_lost_its_newest_deltas(empty_folder: Path) ->
         delta(txid).unlink()
     assert "TXID 5" in failure("sql", "SELECT 1")
     make_file(empty_folder / "b.db", 7)
-    assert cli("import", "--force", "--take-over", "b.db").exit_code == 0
+    assert cli("import", "--force", "b.db").exit_code == 0
     assert count() == 7
     assert cli_json("verify")["sound"]
     insert("eighth", "ninth")
@@ -148,7 +152,9 @@ def test_force_replaces_what_cannot_be_restored(empty_folder: Path) -> None:
     damage(delta(3), at=-9)
     make_file(empty_folder / "b.db", 7)
     assert cli("sql", "SELECT 1").exit_code == 1
-    assert cli("import", "--force", "b.db").exit_code == 0
+    result = cli("import", "--force", "b.db")
+    assert result.exit_code == 0
+    assert "--previous" not in result.stderr
     assert count() == 7
     assert rows_of(IMAGE) == 7
     insert("eighth")
@@ -178,7 +184,7 @@ def test_another_key_is_another_database(empty_folder: Path) -> None:
 def test_what_is_no_database_is_refused(empty_folder: Path, content: bytes) -> None:
     (empty_folder / "a.db").write_bytes(content)
     line = failure("import", "a.db")
-    assert "Could not import a.db" in line
+    assert line.count("Could not import a.db") == 1
     assert "not an error" not in line
     assert [path.name for path in empty_folder.iterdir()] == ["a.db"]
 

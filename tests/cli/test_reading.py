@@ -42,6 +42,20 @@ def test_status_tells_what_is_at_the_key(empty_folder: Path) -> None:
         assert value in text
 
 
+def test_status_for_a_person_is_one_fact_in_a_line() -> None:
+    lines = dict(line.split("\t") for line in cli("status").stdout.splitlines())
+    found = cli_json("status")
+    assert lines["age"].endswith((" second", " seconds"))
+    assert lines["committed at"] == found["committed_at"]
+    assert lines["size"] == "8,192 bytes (8.2 kB)"
+    assert lines["image"] == KEY
+    assert lines["image txid"] == "1"
+    assert lines["image size"] == "8,192 bytes (8.2 kB)"
+    assert lines["image checksum"] == found["image"]["checksum"]
+    assert lines["bytes since image"] == f"{found['bytes_since_image']} bytes"
+    assert (lines["kept since txid"], lines["previous"]) == ("1", "none")
+
+
 def test_status_of_the_image_before(empty_folder: Path) -> None:
     another_writer("INSERT INTO t (name) VALUES ('of a program')")
     found = cli_json("status")

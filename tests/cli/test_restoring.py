@@ -59,7 +59,17 @@ def test_restore_of_a_moment() -> None:
 
 
 def test_a_moment_before_the_first_names_what_is_kept() -> None:
-    assert "TXID 1" in failure("restore", "--at", "2 weeks ago", "out.db")
+    line = failure("restore", "--at", "2 weeks ago", "out.db")
+    assert "`buckethead restore --txid 1 FILE`" in line
+    assert "`buckethead restore --txid 1 FILE`" in failure("verify", "--at", "2 weeks ago")
+
+
+def test_a_moment_in_the_future_is_the_newest_state_and_said() -> None:
+    result = cli("restore", "--at", "2999-01-01", "out.db")
+    assert "2999-01-01 is in the future" in result.stderr
+    assert "TXID 5" in result.stderr
+    assert rows_of(Path("out.db")) == 5
+    assert "future" not in cli("restore", "--at", "0 seconds ago", "--force", "out.db").stderr
 
 
 @pytest.mark.parametrize("text", ["yesterday-ish", "10 parsecs ago", "2026-13-01"])

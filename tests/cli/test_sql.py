@@ -1,4 +1,4 @@
-"""`sql` and `shell`."""
+"""`sql`."""
 
 import json
 import math
@@ -10,12 +10,12 @@ from buckethead.core import registry
 from cli.tools import (
     DEFAULT,
     IMAGE,
+    KEY,
     child,
     cli,
     cli_json,
     config,
     everything,
-    failure,
     on_terminal,
 )
 
@@ -32,8 +32,20 @@ def test_a_write_makes_the_bucket_and_says_so(
     assert result.exit_code == 0
     assert result.stdout == ""
     assert f"new directory bucket {empty_folder / DEFAULT}" in caplog.text
-    assert "flushed 2 changed pages" in result.stderr.splitlines()[0]
+    none_yet, flushed = result.stderr.splitlines()
+    there = (empty_folder / DEFAULT).as_uri()
+    assert none_yet == f"buckethead: there is no database '{KEY}' yet at {there}"
+    assert "flushed 2 changed pages" in flushed
     assert rows() == [[1], [2]]
+
+
+def test_a_key_without_a_database_is_said() -> None:
+    cli("sql", "CREATE TABLE t(x)")
+    said = "there is no database 'ap.db' yet"
+    assert said in cli("--key", "ap.db", "sql", "SELECT 1").stderr
+    assert said in child("--key", "ap.db", "shell", text="SELECT 1;").stderr
+    assert said not in cli("--key", "ap.db", "status").stdout
+    assert cli("sql", "SELECT 1").stderr == ""
 
 
 def test_a_read_writes_nothing() -> None:
@@ -123,9 +135,11 @@ def test_changes_that_the_bucket_does_not_take_are_an_error(
 ) -> None:
     monkeypatch.setenv("BUCKETHEAD_BUCKET__NAME", "x")
     Path("in-the-way").write_text("a file")
-    line = failure("--endpoint-url", f"file://{Path('in-the-way').absolute()}", "sql",
-                   "CREATE TABLE t(x)")  # fmt: skip
-    assert "in-the-way" in line
+    there = Path("in-the-way").absolute().as_uri()
+    result = cli("--endpoint-url", there, "sql", "CREATE TABLE t(x)")
+    assert result.exit_code == 1
+    assert "Could not" in result.stderr.splitlines()[-1]
+    assert there in result.stderr.splitlines()[-1]
 
 
 def test_a_terminal_gets_a_table() -> None:
@@ -134,39 +148,6 @@ def test_a_terminal_gets_a_table() -> None:
     assert "left" in shown
     assert "\\x1b[2J" in shown
     assert "flushed" not in aside
-
-
-def test_the_shell_works_on_the_volume_and_flushes() -> None:
-    done = child("shell", text="CREATE TABLE t(x);\nINSERT INTO t VALUES (5);\nSELECT x FROM t;\n")
-    assert (done.returncode, done.stdout) == (0, "5\n")
-    assert done.stderr.splitlines()[-1].startswith("buckethead: flushed 2 changed pages")
-    assert rows() == [[5]]
-
-
-def test_the_shell_rolls_an_open_transaction_back() -> None:
-    text = "CREATE TABLE t(x);\nBEGIN;\nINSERT INTO t VALUES (6);\n.exit\n"
-    assert child("shell", text=text).returncode == 0
-    assert rows() == []
-
-
-def test_the_shell_ends_with_the_first_error_of_a_pipe() -> None:
-    text = "CREATE TABLE t(x);\nSELECT * FROM nosuch;\nINSERT INTO t VALUES (1);\n"
-    done = child("shell", text=text)
-    assert done.returncode == 1
-    assert "no such table: nosuch" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert rows() == []
-
-
-def test_the_shell_exits_with_the_code_it_is_told() -> None:
-    assert child("shell", text="CREATE TABLE t(x);\n.exit 3\n").returncode == 3
-    assert rows() == []
-
-
-def test_a_shell_that_changes_nothing_says_nothing() -> None:
-    cli("sql", "CREATE TABLE t(x)")
-    done = child("shell", text="SELECT 1;\n")
-    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 def test_json_of_a_child_process_is_all_of_its_output() -> None:

@@ -1,6 +1,7 @@
 """`verify`: every kind of fault is found, and what is sound is not complained about."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_a_sound_history() -> None:
     snapshot_of(3)
     before = everything()
     found = cli_json("verify")
-    assert (found["sound"], found["faults"]) == (True, [])
+    assert (found["sound"], found["faults"], found["lost"], found["notes"]) == (True, [], [], [])
     assert (found["newest"], found["restorable"]) == (7, 7)
     assert (found["deltas"], found["snapshots"], found["images"]) == (7, 1, 2)
     assert "faults\t0\n" in cli("verify").stdout
@@ -68,7 +69,7 @@ def test_a_sound_history_that_retention_has_cut() -> None:
     for txid in (3, 5):
         delta(txid).unlink()
     found = cli_json("verify")
-    assert (found["sound"], found["restorable"]) == (True, 7)
+    assert (found["sound"], found["restorable"], found["lost"]) == (True, 7, [])
 
 
 @pytest.mark.parametrize("txid", range(1, 8))
@@ -91,6 +92,33 @@ def test_a_missing_delta(txid: int) -> None:
         (txid, "the delta is missing")
     ]
     assert found["restorable"] == 7
+    first = {3: 2, 5: 4}.get(txid, txid)  # a claim before a gap may have landed in it
+    assert found["lost"] == [[first, 6]]
+    lost = "6" if txid == 6 else f"{first}-6"
+    result = cli("verify")
+    assert f"what is lost is TXID {lost}" in result.stderr.splitlines()[-1]
+    assert f"lost\t{lost}\n" in result.stdout
+
+
+def test_every_state_that_is_not_lost_can_be_restored() -> None:
+    snapshot_of(3)
+    damage(delta(2), at=-1)
+    delta(5).unlink()
+    found = faults()
+    assert found["lost"] == [[2, 2], [4, 6]]
+    codes = [cli("restore", "--txid", str(n), "--force", "x.db").exit_code for n in range(1, 8)]
+    assert codes == [0, 1, 0, 1, 1, 1, 0]
+    IMAGE.unlink()
+    assert faults()["restorable"] == 3, "what is named can be restored"
+
+
+def test_a_history_that_is_gone_is_said() -> None:
+    assert cli("verify").stderr == ""
+    shutil.rmtree(DEFAULT / f"{KEY}.ltx")
+    found = cli_json("verify")
+    assert (found["sound"], found["newest"], found["faults"]) == (True, 0, [])
+    assert "TXID 7" in found["notes"][0]
+    assert found["notes"][0] in cli("verify").stderr
 
 
 def test_the_best_state_is_named_when_the_newest_cannot_be_restored() -> None:

@@ -213,6 +213,7 @@ def test_an_image_that_cannot_be_written_is_no_failure(monkeypatch: pytest.Monke
     ("seconds", "words"),
     [
         (0, "0 seconds"),
+        (1.4, "1 second"),
         (119.9, "120 seconds"),
         (120, "2 minutes"),
         (7_199, "119 minutes"),

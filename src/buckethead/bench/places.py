@@ -12,6 +12,7 @@ from ..core import registry
 from ..registry import uri_of
 from ..storage.translate import translated
 from ..volume import Volume
+from .ending import let_go
 from .statements import NEVER_SECONDS, SCHEMA
 
 MB = 1_000_000
@@ -46,7 +47,7 @@ def mounted(
         with translated("measure", volume.bucket):
             yield volume
     finally:
-        registry.unmount(volume, discard=True)
+        let_go(volume)
         with translated("remove the database that was measured", volume.bucket):
             volume.bucket.delete_many(list(volume.bucket.list_keys(config.key)))
 

@@ -22,6 +22,7 @@ import apsw
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
 from ..registry import uri_of
+from .ending import let_go
 from .measure import Comparison, median, quiet
 
 BASE = "memdb"
@@ -79,7 +80,7 @@ def _buckethead(folder: Path) -> Iterator[Connect]:
     try:
         yield partial(_open, uri_of(name))
     finally:
-        registry.unmount(volume, discard=True)
+        let_go(volume)
 
 
 @contextmanager
@@ -179,18 +180,23 @@ def beside_each_other(
 
     def work(action: Callable[[apsw.Connection], int]) -> int:
         connection = connect()
-        start.wait()
         try:
+            start.wait()
             return action(connection)
         finally:
             connection.close()
 
     with ThreadPoolExecutor(READERS + 1) as pool, quiet():
-        commits, *reads = [pool.submit(work, action) for action in (commit, *[read] * READERS)]
-        start.wait()
-        started = time.perf_counter()
-        end.wait(seconds)
-        end.set()
+        try:
+            commits, *reads = [pool.submit(work, action) for action in (commit, *[read] * READERS)]
+            start.wait()
+            started = time.perf_counter()
+            end.wait(seconds)
+        except BaseException:  # Ctrl-C: the pool waits for its threads, which must not for us
+            start.abort()
+            raise
+        finally:
+            end.set()
         counts = [future.result() for future in (commits, *reads)]
         return _each(started, counts[0]), _each(started, sum(counts[1:]))
 

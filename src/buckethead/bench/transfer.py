@@ -40,13 +40,13 @@ FIRST_FLUSH = "first flush, a delta of all pages"
 CHECKPOINT = "checkpoint, the whole image"
 PAUSE = "writer's longest pause, while checkpointing to a directory"
 PAUSE_S3 = "writer's longest pause, while checkpointing to S3"
-BYSTANDER = ": another process's in its place"
-NO_CHECKPOINT = ": without a checkpoint"
-MEMORY_IDLE = "memory while checkpointing, no writer"
-MEMORY_BUSY = "memory while checkpointing, busy writer, beyond the pages it replaced"
-MEMORY_REPLACED = "memory of the pages it replaced"
+BYSTANDER = ": longest pause of an unrelated process meanwhile"
+NO_CHECKPOINT = ": the same without a checkpoint"
+MEMORY_IDLE = "memory while checkpointing, nobody writing"
+MEMORY_BUSY = "memory while checkpointing beside a busy writer, without the pages replaced"
+MEMORY_REPLACED = "memory of the pages that writer replaced, kept for the checkpoint"
 UPLOAD = "upload of the image / boto3's upload_file"
-RESTORE = "restore / download and backup into :memory:, both checked"
+RESTORE = "restore / download and backup into :memory:, both with integrity_check"
 RESTORE_DELTAS = "restore of image and deltas / of the image alone"
 
 
@@ -116,8 +116,14 @@ class _Writer:
     def write_while(self, action: Callable[[], object]) -> float:
         """Write for as long as ``action`` takes in another thread; the longest time in seconds
         from one commit to the next."""
-        thread = threading.Thread(target=action)
+        thread = threading.Thread(target=action, daemon=True)
         thread.start()
+        try:
+            return self._write_until_end(thread)
+        finally:  # after Ctrl-C too: what it works on will be taken away
+            thread.join()
+
+    def _write_until_end(self, thread: threading.Thread) -> float:
         longest, count = 0.0, 0
         previous = time.perf_counter()
         while thread.is_alive():
@@ -129,7 +135,6 @@ class _Writer:
                 self.replaced = max(self.replaced, self._volume.status().pinned_bytes)
                 now = time.perf_counter()
             previous = now
-        thread.join()
         return longest
 
 
@@ -167,12 +172,18 @@ def _pauses(
 def _pause_of_a_bystander(action: Callable[[], object]) -> float:
     program = Path(__file__).with_name("bystander.py")
     with subprocess.Popen(
-        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, str(program)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process, which ends that one
     ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        action()
-        longest, _ = process.communicate()
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            action()
+            longest, _ = process.communicate()
+        finally:
+            process.kill()
     return float(longest)
 
 
@@ -270,7 +281,7 @@ def _restore(
         theirs=partial(_by_backup, partial(download, key), folder / "download.db"),
     )
     findings.add("restore", seconds["ours"], "s")
-    findings.add("download and backup", seconds["theirs"], "s")
+    findings.add("download and backup into :memory:", seconds["theirs"], "s")
     findings.add(RESTORE, seconds["ours"] / seconds["theirs"], "x")
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed (one line on stderr that says what to do), 2 usage.
 
 import errno
 import logging
+import shlex
 import sys
 import traceback
 from typing import IO, Any
@@ -18,9 +19,11 @@ from .config import config
 from .demo import demo
 from .history import gc, log
 from .importing import import_file
+from .output import GIVEN, copyable
 from .reading import inspect, status
 from .restoring import restore
-from .sql import shell, sql
+from .shell import shell
+from .sql import sql
 from .target import Target
 from .verifying import verify
 
@@ -52,7 +55,7 @@ class _Commands(click.Group):
     def _failure(self, ctx: click.Context, error: Exception, message: str) -> Failure:
         if ctx.params["debug"]:
             traceback.print_exception(error)
-        return Failure(" ".join([message, *getattr(error, "__notes__", [])]))
+        return Failure(copyable(" ".join([message, *getattr(error, "__notes__", [])])))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,7 +82,8 @@ def commands(
     (BUCKETHEAD_BUCKET__NAME and so on), else by ~/.config/buckethead/config.toml; where none
     of them says anything, it is the directory ./buckethead-data.
     """
-    ctx.obj = Target(bucket=bucket, key=key, endpoint_url=endpoint_url, region=region)
+    ctx.obj = target = Target(bucket=bucket, key=key, endpoint_url=endpoint_url, region=region)
+    ctx.meta[GIVEN] = shlex.join(target.options())
 
 
 for _command in (

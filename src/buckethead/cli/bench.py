@@ -123,7 +123,10 @@ def bench(
         volumes=volumes,
         place=chosen.config() if chosen.endpoint_url else None,
     )
-    report = run(options, lambda part: note(f"measuring {part}"))
+    try:
+        report = run(options, lambda part: note(f"measuring {part}"))
+    except KeyboardInterrupt as error:  # one in the middle of a COMMIT too
+        raise click.Abort from error
     if as_json:
         print_json(report.document())
         return
@@ -146,7 +149,7 @@ def tables(report: Report) -> list[Table]:
 
 def _statements_table(comparisons: list[Comparison]) -> Table:
     """A row for each kind of statement, a column for each engine."""
-    table = Table(box=SIMPLE_HEAD, title="µs an operation (and times memdb's)")
+    table = Table(box=SIMPLE_HEAD, title="µs an operation (in brackets: as a multiple of memdb's)")
     table.add_column("statement")
     for engine in comparisons[0].microseconds:
         table.add_column(engine, justify="right", no_wrap=True)

@@ -15,7 +15,7 @@ from ..image.pages import PageImage
 from ..storage import ltx
 from ..storage.contract import Bucket
 from ..storage.history import Base, Entry, Plan, Timeline, checked_header, damaged, plans
-from ..storage.images import Progress, check_database
+from ..storage.images import Progress, Stamp, check_database
 from ..storage.restoring import State, apply_next, fetched, follow
 from ..storage.translate import translated
 
@@ -32,14 +32,18 @@ class Fault:
 @dataclass(slots=True)
 class Findings:
     """What was read and what is wrong. ``newest`` is the TXID asked for, by default the newest
-    there is, 0 without a history; ``restorable`` the newest that is sound up to there."""
+    there is, 0 without a history; ``restorable`` the newest that is sound up to there. ``lost`` are
+    the first and the last of TXIDs that should be restorable and are not; ``notes`` say what is odd
+    and no fault."""
 
     newest: int
     restorable: int | None = None
     deltas: int = 0
     snapshots: int = 0
     images: int = 0
+    lost: list[tuple[int, int]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def check(bucket: Bucket, timeline: Timeline, limit: int | None, progress: Progress) -> Findings:
@@ -50,6 +54,7 @@ def check(bucket: Bucket, timeline: Timeline, limit: int | None, progress: Progr
     checker = _Checker(bucket, timeline, findings, progress)
     checker.check_names(newest)
     checker.check_objects(newest)
+    checker.sum_up()
     return findings
 
 
@@ -64,6 +69,7 @@ class _Checker:
         self._findings = findings
         self._progress = progress
         self._state: State | None = None
+        self._sound: set[int] = set()  # the TXIDs of states that were reached
 
     def _fault(self, txid: int | None, key: str, fault: str) -> None:
         self._findings.faults.append(Fault(txid, key, fault))
@@ -74,17 +80,23 @@ class _Checker:
         """Gaps, and images that contradict the history."""
         timeline = self._timeline
         place, deltas = timeline.place, timeline.deltas
-        # retention leaves gaps up to the newest snapshot, never after it; and the first delta
-        pruned = max(timeline.snapshots, default=0)
         for txid in range(1, newest + 1):
-            if txid not in deltas and (txid > pruned or txid == 1):
+            if txid not in deltas and (txid > self._pruned or txid == 1):
                 self._fault(txid, place.delta(txid), "the delta is missing")
-        if timeline.newest and timeline.image is not None:
-            reachable = min((base.txid for base in timeline.bases), default=timeline.newest)
-            try:
-                plans(timeline, reachable)
-            except HistoryError as error:
-                self._fault(None, timeline.image.key, str(error))
+        info = timeline.image
+        if timeline.newest and info is not None and info.etag != timeline.adopted:
+            stamp = timeline.stamp(info)
+            if stamp is None or stamp.txid > timeline.newest:
+                try:
+                    plans(timeline)
+                except HistoryError as error:
+                    self._fault(None, info.key, str(error))
+
+    @property
+    def _pruned(self) -> int:
+        """How far retention may have left gaps, of all but the first delta: to the newest
+        snapshot."""
+        return max(self._timeline.snapshots, default=0)
 
     # -- objects ----------------------------------------------------------------------------
 
@@ -132,7 +144,7 @@ class _Checker:
             self._fault(entry.txid, entry.key, str(error))
             self._state = None
             return
-        self._findings.restorable = entry.txid
+        self._sound.add(entry.txid)
 
     def _full(self, entry: Entry, chunks: Iterable[bytes]) -> State:
         try:
@@ -174,7 +186,7 @@ class _Checker:
         elif carried is None or carried.txid != base.txid:
             if self._check_database(found, base.key):
                 self._state = found
-                self._findings.restorable = base.txid
+                self._sound.add(base.txid)
         else:
             difference = _difference(carried, found)
             if difference:
@@ -188,6 +200,27 @@ class _Checker:
             self._fault(state.txid or None, key, error.fault or str(error))
             return False
         return True
+
+    # -- what follows from it ---------------------------------------------------------------
+
+    def sum_up(self) -> None:
+        """Which states can be restored and which are lost, and whether a whole history is."""
+        timeline, findings = self._timeline, self._findings
+        for txid in range(1, min(findings.newest, timeline.newest) + 1):
+            named = any(timeline.reaches(base.txid, txid) for base in timeline.bases)
+            if named and txid in self._sound:
+                findings.restorable = txid
+            elif named or txid > self._pruned:
+                joined = findings.lost and findings.lost[-1][1] == txid - 1
+                first = findings.lost.pop()[0] if joined else txid
+                findings.lost.append((first, txid))
+        stamp = Stamp.of(timeline.image) if timeline.image is not None else None
+        if stamp is not None and not timeline.newest:
+            findings.notes.append(
+                f"the image is the state of TXID {stamp.txid} of a history, and none is here: "
+                "it was deleted, and every other state with it, or this is a copy of an image from "
+                "elsewhere"
+            )
 
 
 def _difference(carried: State, found: State) -> str:

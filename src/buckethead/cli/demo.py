@@ -20,7 +20,7 @@ from .story import CHANGED_ORDER, Step, Story, tell
 WIDTH = 78
 
 YOURS = """\
-import apsw, buckethead
+import apsw, buckethead  # makes vfs=buckethead known
 db = apsw.Connection("file:app?vfs=buckethead")
 db.execute("CREATE TABLE IF NOT EXISTS t(x)")"""
 

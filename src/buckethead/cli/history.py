@@ -3,14 +3,15 @@
 import time
 
 import click
-from rich.filesize import decimal
 
 from ..storage import retention
+from ..storage.history import Timeline
 from ..storage.layout import Place, is_ours
 from ..storage.translate import translated
 from .entries import Record, records
-from .output import json_option, note, print_facts, print_json, print_table
+from .output import json_option, note, print_facts, print_json, print_table, sized
 from .target import Target, look_at
+from .writing import ago
 
 DAY_SECONDS = 86_400.0
 
@@ -84,7 +85,7 @@ def gc(
     Writers do it themselves now and then. --dry-run does not look at uploads.
     """
     config, bucket = target.bucket_to_read()
-    look_at(bucket, config.key)
+    timeline = look_at(bucket, config.key)
     place = Place(config.key)
     freed = retention.free(bucket, place, retention_seconds, None, dry_run=dry_run)
     uploads: list[str] | None = None
@@ -95,7 +96,7 @@ def gc(
                 before=time.time() - grace_seconds,
                 wanted=lambda key: is_ours(config.key, key),
             )
-    facts = {
+    facts: dict[str, object] = {
         "deltas": freed.deltas,
         "snapshots": freed.snapshots,
         "bytes": freed.size,
@@ -105,4 +106,21 @@ def gc(
     if as_json:
         print_json(facts)
     else:
-        print_facts(facts | {"bytes": f"{freed.size:,} ({decimal(freed.size)})"})
+        words = {"bytes": sized(freed.size), "dry_run": "yes" if dry_run else "no"}
+        print_facts(facts | words | ({"uploads": "not looked at"} if dry_run else {}))
+    if not freed.deltas and not freed.snapshots:
+        note(f"no delta and no snapshot can go: {_why_nothing(timeline, retention_seconds)}")
+
+
+def _why_nothing(timeline: Timeline, seconds: float) -> str:
+    """Why retention keeps everything of a history."""
+    if not timeline.newest:
+        return "there is no history, only an image"
+    times = [snapshot.written_at for snapshot in timeline.snapshots.values()]
+    limit = f"the retention time, {ago(seconds)}"
+    if not times:
+        return f"there is no snapshot yet; a writer makes one with its first image after {limit}"
+    age = retention.now(timeline) - min(times)
+    if age <= seconds:
+        return f"the oldest snapshot is {ago(age)} old, younger than {limit}"
+    return "the rest is needed: the newest state, the claims, and what comes after the images"

@@ -60,7 +60,7 @@ def _replace(
     config: BucketConfig, bucket: Bucket, timeline: Timeline, image: PageImage, take_over: bool
 ) -> None:
     """Publish an image as the newest state. Raises VolumeBusyError, HistoryError, BucketError."""
-    present, readable = _present(bucket, timeline)
+    present, fault = _present(bucket, timeline)
     volume = Volume(
         config.key,
         config,
@@ -71,8 +71,10 @@ def _replace(
         hurry=lambda volume: None,
         reload=lambda: _present(bucket, look(bucket, timeline.place))[0],
     )
-    mark(volume, take_over)
-    if not readable:
+    # where nobody can open the database any more, --force is enough
+    mark(volume, take_over or bool(fault))
+    if fault:
+        note(f"the database that is there cannot be opened and is replaced as a whole: {fault}")
         _replace_as_a_whole(volume, timeline)
     volume.swap(image.page_size, image.pages)
     if volume.refusal is not None:  # the claim came too late, and nothing was published
@@ -80,32 +82,51 @@ def _replace(
             f"Could not import to {config.key!r} at {bucket.url}: another writer has published "
             "meanwhile. Nothing was written; look at `buckethead log`, and try again."
         )
-    if not readable:
+    if fault:
         volume.image.taint(range(1, volume.image.page_count + 1))
     publish(volume)
-    write_image(volume, now=not readable)
-    if timeline.newest and readable:
+    write_image(volume, now=bool(fault))
+    _note_what_is_kept(timeline, fault)
+
+
+def _note_what_is_kept(timeline: Timeline, fault: str) -> None:
+    """Say how to come by what was replaced."""
+    if timeline.newest and not fault:
         note(f"the database before is kept: `buckethead restore --txid {timeline.newest} FILE`")
+    elif timeline.newest:
+        note(
+            f"its history is kept: `buckethead restore --txid {timeline.newest} FILE` if that state"
+            " is sound; `buckethead log` lists the others"
+        )
+    moved = timeline.image is not None and timeline.stamp(timeline.image) is None
+    if moved and (fault or not timeline.newest):
+        note("the image that was there is kept: `buckethead restore --previous FILE`")
 
 
-def _present(bucket: Bucket, timeline: Timeline) -> tuple[Restored | None, bool]:
-    """The database that is there, and whether it could be restored: else only its place in the
-    history is right. Raises HistoryError when not even that can be read, BucketError."""
+def _present(bucket: Bucket, timeline: Timeline) -> tuple[Restored | None, str]:
+    """The database that is there, and '' if it could be restored: else only its place in the
+    history is right, and the words say why. Raises HistoryError when not even that can be read,
+    BucketError."""
     key = timeline.place.key
     try:
         with transfer(f"reading {key}") as progress:
-            found = restore(bucket, timeline.place, integrity_check="none", progress=progress)
-            return found, True
+            return restore(bucket, timeline.place, integrity_check="none", progress=progress), ""
     except (HistoryError, SnapshotCorruptError) as error:
-        note(f"the database that is there is replaced as a whole: {error}")
+        fault = _cause(error)
     if not timeline.newest:
-        return None, False
+        return None, fault
     newest = read_header(bucket, timeline, timeline.newest)
     pages = [bytes(newest.page_size)] * newest.commit
     # the epoch is not known where the first delta is what is missing or damaged
     stamp = Stamp(timeline.newest, newest.timestamp, newest.node_id, timeline.epoch)
     plan = Plan("", 0, 0, (), timeline.newest)
-    return Restored(PageImage(newest.page_size, pages), stamp, plan, 0, 0, ()), False
+    return Restored(PageImage(newest.page_size, pages), stamp, plan, 0, 0, ()), fault
+
+
+def _cause(error: HistoryError | SnapshotCorruptError) -> str:
+    """What is wrong, without what was tried before it and the advice after it."""
+    tried, _, found = str(error).partition(". ")[0].partition(": ")
+    return found or tried
 
 
 def _replace_as_a_whole(volume: Volume, timeline: Timeline) -> None:
@@ -144,6 +165,8 @@ def _image_of(file: Path) -> PageImage:
             _copy(file, connection)
         with connected(image) as connection:
             found = _faults(connection)
+    except SnapshotError:
+        raise
     except (apsw.NotADBError, apsw.CorruptError) as error:
         raise SnapshotError(
             f"Could not import {file}: it is no sound SQLite database ({error}). Nothing was "

@@ -1,6 +1,7 @@
 """What commands print: tables for a person, JSON for a program, notes and progress on stderr.
 
-Text from a database never reaches a terminal with control characters in it.
+Text from a database never reaches a terminal with control characters in it. Commands that are
+advised can be copied: they get the options of this one that say which database is meant.
 """
 
 import json
@@ -14,11 +15,15 @@ import apsw
 import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 from rich.text import Text
 
 SQLValue = None | int | float | str | bytes
+
+GIVEN = "buckethead.given"
+"""Where click's context keeps the options before the command, as a person types them."""
 
 UNLIMITED = 100_000
 """Columns of a page without an edge: what goes into a pipe is never wrapped or cut."""
@@ -33,7 +38,14 @@ def console(width: int | None = None) -> Console:
 
 def note(message: str) -> None:
     """Tell the person something that is not the result."""
-    click.echo(f"buckethead: {message}", err=True)
+    click.echo(f"buckethead: {copyable(message)}", err=True)
+
+
+def copyable(text: str) -> str:
+    """The text, with the options in use in every command that it has between backticks."""
+    context = click.get_current_context(silent=True)
+    given = context.meta.get(GIVEN) if context is not None else None
+    return text.replace("`buckethead ", f"`buckethead {given} ") if given else text
 
 
 def print_json(document: object) -> None:
@@ -70,6 +82,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 def _side(value: object) -> Any:
     return "right" if isinstance(value, (int, float)) else "left"
+
+
+def sized(size: int) -> str:
+    """A number of bytes for a person."""
+    return f"{size:,} bytes" + (f" ({decimal(size)})" if size >= 1_000 else "")
 
 
 def shown(value: object) -> str:

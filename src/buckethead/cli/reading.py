@@ -5,7 +5,6 @@ from typing import Any
 
 import apsw
 import click
-from rich.filesize import decimal
 
 from ..errors import HistoryError
 from ..image.vfs import connected
@@ -13,7 +12,7 @@ from ..storage.contract import Bucket, ObjectInfo
 from ..storage.history import Timeline, plans, utc
 from ..storage.images import PAGE_CHECKSUM, PAGE_COUNT, PAGE_SIZE
 from .entries import Record, image_record, record_of
-from .output import json_option, note, print_facts, print_json, print_table
+from .output import json_option, note, print_facts, print_json, print_table, sized
 from .target import Target, look_at, read_newest
 from .writing import ago
 
@@ -32,9 +31,7 @@ def status(target: Target, as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:
-        size = facts["size"]
-        shown = facts | {"size": f"{size:,} bytes ({decimal(size)})" if size else None}
-        print_facts({name: _words(fact) for name, fact in shown.items()})
+        print_facts(_words(facts))
     try:
         plans(timeline)
     except HistoryError as error:
@@ -95,15 +92,21 @@ def _image(timeline: Timeline, info: ObjectInfo | None) -> dict[str, object] | N
     }
 
 
-def _words(fact: object) -> object:
-    """A fact for a person."""
-    if fact is None:
-        return "none"
-    if isinstance(fact, float):
-        return f"{fact:.1f} ({ago(fact)})"
-    if isinstance(fact, dict):
-        return ", ".join(f"{name} {_words(value)}" for name, value in fact.items())
-    return fact
+def _words(facts: dict[str, Any]) -> dict[str, object]:
+    """The facts for a person, one in a line; what is in a fact has lines of its own."""
+    words: dict[str, object] = {}
+    for name, fact in facts.items():
+        title = name.removesuffix("_seconds").replace("_", " ")
+        if isinstance(fact, dict):
+            inner = {f"{title} {part}": value for part, value in fact.items() if part != "key"}
+            words |= ({title: fact["key"]} if "key" in fact else {}) | _words(inner)
+        elif fact is None:
+            words[title] = "none"
+        elif title in ("size", "image size", "previous size", "bytes since image"):
+            words[title] = sized(fact)
+        else:
+            words[title] = ago(fact) if title == "age" else fact
+    return words
 
 
 @click.command()

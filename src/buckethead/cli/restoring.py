@@ -37,8 +37,21 @@ def which_state(bucket: Bucket, txid: int | None, at: str | None) -> State | Non
         return lambda timeline: txid
     if at is None:
         return None
-    moment = parse_moment(at, time.time())
-    return lambda timeline: txid_at(bucket, timeline, moment)
+    now = time.time()
+    moment = parse_moment(at, now)
+    if moment > now:
+        note(f"{at} is in the future: that is the newest state")
+    return lambda timeline: _txid_at(bucket, timeline, moment)
+
+
+def _txid_at(bucket: Bucket, timeline: Timeline, moment: float) -> int:
+    try:
+        return txid_at(bucket, timeline, moment)
+    except HistoryError as error:
+        if timeline.kept_since:
+            oldest = f"`buckethead restore --txid {timeline.kept_since} FILE`"
+            error.add_note(f"The oldest state that is kept for sure: {oldest}.")
+        raise
 
 
 @click.command()

@@ -1,22 +1,13 @@
-"""`sql` and `shell`: statements on the database.
+"""`sql`: statements on a mounted volume, published once, at the end."""
 
-Both work on a mounted volume. `sql` publishes once, at its end, what its statements have changed;
-`shell` is flushed now and then and at the end.
-"""
-
-import sys
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import apsw
-import apsw.shell
 import click
 
 from ..config import BucketConfig
 from ..connection import Connection
-from ..core import BucketSQLite, registry
 from ..errors import BucketDeniedError, VolumeError
 from ..image.pages import PageImage
 from ..image.vfs import connected
@@ -25,7 +16,7 @@ from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult
 from .output import SQLValue, as_json_value, json_option, note, print_json, print_table
 from .target import Target
-from .writing import check_claim, mounted, publish, take_over_option
+from .writing import NONE_YET, mounted, note_if_new, publish, take_over_option
 
 
 @dataclass(slots=True)
@@ -86,6 +77,7 @@ def _is_there(config: BucketConfig) -> bool:
 
 def _on_volume(config: BucketConfig, take_over: bool, statements: str, done: _Done) -> None:
     with mounted(config, take_over) as volume:
+        note_if_new(volume)
         try:
             with closing(Connection(uri_of(volume.name))) as connection:
                 _run(connection, statements, done)
@@ -95,6 +87,7 @@ def _on_volume(config: BucketConfig, take_over: bool, statements: str, done: _Do
 
 def _on_nothing(config: BucketConfig, statements: str, done: _Done) -> None:
     """Make the directory bucket only when there is something to write."""
+    note(NONE_YET.format(config.key, config.endpoint_url))
     image = PageImage()
     try:
         with connected(image) as connection:
@@ -147,36 +140,3 @@ def _document(done: _Done) -> dict[str, object]:
             "seconds": flushed.duration_s,
         },
     }
-
-
-@click.command()
-@take_over_option
-@click.pass_obj
-def shell(target: Target, take_over: bool) -> None:
-    """Open APSW's SQL shell on the database; .help shows its commands, .exit leaves it.
-
-    What is committed is flushed every minute and at the end. Statements from a pipe end with the
-    first that fails.
-    """
-    config = target.config()
-    bucket = open_bucket(config)
-    with BucketSQLite(config) as database:
-        volume = registry.get(database.stats.name)
-        assert volume is not None, "started"
-        volume.before_claim = partial(check_claim, volume, take_over)
-        connection = database.connect()
-        try:
-            arguments = [] if sys.stdin.isatty() else ["-bail"]
-            prompt: Any = apsw.shell.Shell(db=connection, args=arguments)
-            prompt.cmdloop()
-        except SystemExit as leaving:  # .exit
-            if leaving.code:
-                raise
-        finally:
-            connection.close()  # rolls back what is not committed: nobody would commit it any more
-        result = database.force_flush()
-    if result.uploaded:
-        note(
-            f"flushed {result.pages:,} changed pages as TXID {result.txid} of {config.key!r} at "
-            f"{bucket.url}"
-        )

@@ -3,6 +3,7 @@
 Reading never creates anything; writing says on stderr when it makes a new directory bucket.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from itertools import islice
 
@@ -21,6 +22,12 @@ from ..storage.translate import translated
 from .output import transfer
 
 OTHERS_NAMED = 5
+OBJECTS_LOOKED_AT = 1_000
+"""One page of a listing."""
+
+_PART = re.compile(
+    r"(?P<key>.+?)(\.branch\.[\w-]+)?(\.prev|\.ltx/(probe|[\w-]+/\d{4}/[\w-]+\.ltx))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,15 @@ class Target:
     key: str | None = None
     endpoint_url: str | None = None
     region: str | None = None
+
+    def options(self) -> list[str]:
+        """What was given, as words of a command line."""
+        return [
+            word
+            for name, value in asdict(self).items()
+            if value is not None
+            for word in ("--" + name.replace("_", "-"), value)
+        ]
 
     def config(self) -> BucketConfig:
         """The bucket and key that are meant. Raises ConfigError, click.UsageError."""
@@ -53,12 +69,19 @@ class Target:
 def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
     """The error for a key that holds nothing; it names some of what is there instead."""
     with translated("list the bucket", bucket):
-        others = sorted(islice(bucket.list_keys(), OTHERS_NAMED))
+        objects = list(islice(bucket.list_keys(), OBJECTS_LOOKED_AT))
+    others = sorted({_database_of(name) for name in objects} - {key})[:OTHERS_NAMED]
     there = f" There are: {', '.join(others)}." if others else ""
     return ObjectNotFoundError(
         f"There is no database {key!r} at {bucket.url}.{there} Check --key and --bucket, or write "
-        "one: buckethead import FILE"
+        "one: `buckethead import FILE`"
     )
+
+
+def _database_of(object_key: str) -> str:
+    """The key of the database that an object belongs to: its own, where it looks like an image."""
+    found = _PART.fullmatch(object_key)
+    return found["key"] if found is not None else object_key
 
 
 def read_newest(bucket: Bucket, key: str, how: IntegrityCheck = "full") -> Restored:

@@ -14,7 +14,7 @@ from ..errors import (
 from ..storage.contract import Bucket
 from ..storage.restoring import Target as State
 from .checking import Findings, check
-from .output import json_option, print_facts, print_json, print_table, transfer
+from .output import copyable, json_option, note, print_facts, print_json, print_table, transfer
 from .restoring import TIME_HELP, check_one_state, which_state
 from .target import Target, look_at
 
@@ -65,14 +65,24 @@ def _checked(bucket: Bucket, key: str, state: State | None) -> Findings:
 
 def _show(bucket: Bucket, key: str, findings: Findings, as_json: bool) -> None:
     facts: dict[str, object] = {"bucket": bucket.url, "key": key, **asdict(findings)}
-    facts["faults"] = [asdict(fault) for fault in findings.faults]
+    for text in findings.notes:
+        note(text)
     if as_json:
         print_json(facts | {"sound": not findings.faults})
         return
-    print_facts(facts | {"faults": len(findings.faults)})
+    del facts["notes"]
+    restorable = "none" if findings.restorable is None else findings.restorable
+    lost = _txids(findings) or ("none" if findings.newest else "no history")
+    print_facts(facts | {"restorable": restorable, "lost": lost, "faults": len(findings.faults)})
     if findings.faults:
-        rows = [(fault.txid, fault.key, fault.fault) for fault in findings.faults]
+        rows = [(fault.txid, fault.key, copyable(fault.fault)) for fault in findings.faults]
         print_table(("txid", "object", "fault"), rows)
+
+
+def _txids(findings: Findings) -> str:
+    """The states that are lost, for a person."""
+    parts = (f"{first}" if first == last else f"{first}-{last}" for first, last in findings.lost)
+    return ", ".join(parts)
 
 
 def _failure(bucket: Bucket, key: str, findings: Findings) -> HistoryError | SnapshotCorruptError:
@@ -86,6 +96,8 @@ def _failure(bucket: Bucket, key: str, findings: Findings) -> HistoryError | Sna
     best = findings.restorable
     if best is None:
         return HistoryError(f"{found}, and none of its states can be restored: look for a backup.")
+    if findings.lost:
+        found += f"; what is lost is TXID {_txids(findings)}"
     which = "the newest state" if best == findings.newest else "the best one"
     return HistoryError(
         f"{found}. All is sound that leads to {which}, TXID {best}: `buckethead restore --txid "

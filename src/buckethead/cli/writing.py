@@ -28,6 +28,8 @@ from .output import note, transfer
 TAKE_OVER_SECONDS = 600.0
 """How long the newest delta keeps others from taking over: ten flushes of a writer that goes on."""
 
+NONE_YET = "there is no database {!r} yet at {}"
+
 ONCE = SnapshotConfig(interval_seconds=86_400.0)  # the scheduler publishes nothing in between
 
 take_over_option = click.option(
@@ -52,6 +54,12 @@ def mark(volume: Volume, take_over: bool) -> None:
     """Make a volume one that publishes once and takes nobody over who may still be there."""
     volume.publish_once()
     volume.before_claim = partial(check_claim, volume, take_over)
+
+
+def note_if_new(volume: Volume) -> None:
+    """Say that there is no database at the key yet: another one may have been meant."""
+    if not volume.image.page_count and not volume.status().txid:
+        note(NONE_YET.format(volume.key, volume.bucket.url))
 
 
 def check_claim(volume: Volume, take_over: bool, newest: Stamp) -> None:
@@ -126,4 +134,4 @@ def ago(seconds: float) -> str:
     for length, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * length:
             return f"{seconds // length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.0f} second{'' if round(seconds) == 1 else 's'}"

@@ -91,10 +91,9 @@ def _check_alone(file: Writer) -> None:
     write to EXCLUSIVE before it syncs the first; whether it will write there nobody can tell yet,
     and once the first is published it is too late."""
     for database in list(databases):
-        writer = database.image.writer
-        if writer is None or writer is file or getattr(writer, "overlay", None) is None:
+        other = cast(Writer, database.image.writer)
+        if other is file or getattr(other, "overlay", None) is None:
             continue  # a mere pin has no overlay, and a file only while EXCLUSIVE
-        other = cast(Writer, writer)
         if other.thread == file.thread and not _of_other_connections(other, file):
             raise PublicationError(
                 f"COMMIT was rolled back: the transaction may write to {file.database.name!r} and "
