@@ -11,6 +11,7 @@ from cli.tools import (
     IMAGE,
     KEY,
     another_writer,
+    child,
     cli,
     cli_json,
     damage,
@@ -128,6 +129,23 @@ def test_a_damaged_delta_names_what_can_be_restored() -> None:
     assert "`buckethead restore --txid 2 FILE`" in line
     assert Path("out.db").read_text() == "mine"
     assert cli("restore", "--force", "--txid", "2", "out.db").exit_code == 0
+
+
+def test_an_error_is_said_once() -> None:
+    damage(delta(3), at=-9)
+    done = child("restore", "out.db")
+    assert done.returncode == 1
+    assert done.stderr.count("Could not use") == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_can_be_restored_is_named_where_a_txid_is_gone() -> None:
+    another_writer("INSERT INTO t (name) VALUES ('sixth')")
+    delta(3).unlink()
+    line = failure("restore", "--txid", "3", "out.db")
+    assert "what can be restored is TXID 1, 7." in line
+    assert cli("restore", "--txid", "2", "out.db").exit_code == 1
+    assert cli("restore", "--txid", "1", "out.db").exit_code == 0
 
 
 def test_an_image_of_another_program_is_refused_and_both_choices_work() -> None:

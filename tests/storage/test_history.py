@@ -140,8 +140,8 @@ def test_a_history_alone_and_an_image_alone() -> None:
     ("target", "words"),
     [
         (12, "the newest one is TXID 11"),
-        (5, "TXIDs 8 to 11 are kept"),
-        (0, "TXIDs 8 to 11 are kept"),
+        (5, "what can be restored is TXID 1, 8-11"),
+        (0, "what can be restored is TXID 1, 8-11"),
     ],
 )
 def test_a_state_that_is_not_kept(target: int, words: str) -> None:

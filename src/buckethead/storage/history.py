@@ -268,9 +268,19 @@ def _unreachable(timeline: Timeline, target: TXID) -> HistoryError:
         gone = "it" if missing is None else f"the delta {place.delta(missing)!r} (TXID {missing})"
         fault = f"{gone} is missing"
         if since > target:
-            fault = f"{gone} is no longer kept; TXIDs {since} to {newest} are kept"
+            fault = f"{gone} is no longer kept; what can be restored is TXID {_kept(timeline)}"
         fault += best_before(timeline, missing or target)
     return HistoryError(f"Could not restore TXID {target} of {place.key!r}: {fault}.", target)
+
+
+def _kept(timeline: Timeline) -> str:
+    """The states that can be restored, for a person: '1-2, 8'."""
+    ranges: list[tuple[TXID, TXID]] = []
+    for txid in range(1, timeline.newest + 1):
+        if any(timeline.reaches(base.txid, txid) for base in timeline.bases):
+            joined = ranges and ranges[-1][1] == txid - 1
+            ranges.append((ranges.pop()[0] if joined else txid, txid))
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in ranges)
 
 
 def best_before(timeline: Timeline, txid: TXID, damaged: Collection[str] = ()) -> str:

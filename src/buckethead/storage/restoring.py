@@ -144,20 +144,28 @@ def _restore(
             image = PageImage(state.page_size, state.pages)
             check_database(image, bucket, plan.base, integrity_check)
         except (HistoryError, SnapshotCorruptError) as fault:
-            log.warning("%s", fault)
             faults.append(fault)
             if isinstance(fault, HistoryError) and (fault.txid or 0) > plan.base_txid:
                 damaged_delta = fault
             else:
                 damaged_bases.append(plan.base)
             continue
+        _warn_of(faults)
         return _restored(timeline, plan, state, image, faults)
+    raised = damaged_delta or next(iter(faults), None)
+    _warn_of(fault for fault in faults if fault is not raised)
     if damaged_delta is not None and damaged_delta.txid is not None:
         best = best_before(timeline, damaged_delta.txid, damaged_bases)
         raise HistoryError(f"{str(damaged_delta).rstrip('.')}{best}.", damaged_delta.txid)
     if faults:
         raise faults[0]
     return None
+
+
+def _warn_of(faults: Iterable[HistoryError | SnapshotCorruptError]) -> None:
+    """Log what nobody will hear of by an exception."""
+    for fault in faults:
+        log.warning("%s", fault)
 
 
 def _restored(
