@@ -4,6 +4,7 @@ when another has taken over.
 Numbers of invariants refer to native_notes/invariants.md.
 """
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -543,6 +544,7 @@ def test_exit_of_a_fenced_writer_saves_its_data_to_a_file(
         [sys.executable, "-c", EXIT, str(tmp_path)],
         check=False,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # the tools of the tests
         capture_output=True,
         text=True,
         timeout=60,

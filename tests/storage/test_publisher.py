@@ -393,7 +393,7 @@ def test_a_claim_in_a_hole_is_no_state(
     local.delete(PLACE.delta(3))  # the claim: as if all of this had gone on in one process
     assert not asleep.claim()
     assert local.exists(PLACE.delta(2))
-    with pytest.raises(HistoryError, match="TXIDs 9 to 11 are kept"):
+    with pytest.raises(HistoryError, match="what can be restored is TXID 1, 9-11"):
         pages_at(local, 2)
     assert pages_at(local, 1) != state
 
