@@ -58,6 +58,12 @@ LAYERS = (
     "scheduler",
     "lifecycle",
     "connection",
+    "interfaces.filters",
+    "interfaces.docs",
+    "interfaces.kvstore",
+    "interfaces.kv",
+    "tables.kv",
+    "tables",
     "observability.profiling",
     "observability.reporter",
     "core",
@@ -66,7 +72,7 @@ LAYERS = (
     "cli",
     "__main__",
 )
-PACKAGES = {"image", "storage", "observability"}
+PACKAGES = {"image", "storage", "interfaces", "observability"}
 FOREIGN_TO_THE_IMAGE = {"boto3", "botocore", "pydantic", "pydantic_settings", "rich", "click"}
 
 

@@ -14,6 +14,7 @@ from .connection import Connection
 from .errors import ConfigError, VolumeBusyError, VolumeReadOnlyError
 from .follower import Follower
 from .image.connections import install
+from .interfaces.kv import KV
 from .lifecycle import Lifecycle
 from .observability.profiling import Profiler
 from .observability.reporter import StatusReporter
@@ -22,6 +23,7 @@ from .scheduler import Scheduler
 from .status import FlushObserver, VolumeStatus, tell
 from .storage.counters import IOCounters
 from .storage.snapshot import FlushResult
+from .tables import install as install_tables
 from .volume import Volume
 
 registry = Registry()
@@ -34,6 +36,7 @@ registry.forgotten = scheduler.forget
 registry.mounted_hook = _lifecycle.volume_mounted
 _lifecycle.install()
 install(registry.open)
+install_tables()
 
 
 def mount(
@@ -130,6 +133,7 @@ class BucketSQLite:
             self._observers.append(status_reporter)
         self._volume: Volume | Follower | None = None
         self._connection: Connection | None = None
+        self._kv: KV | None = None
         self._state = "new"
 
     # -- life -------------------------------------------------------------------------------
@@ -240,6 +244,14 @@ class BucketSQLite:
     def connect(self) -> Connection:
         """A new connection: one per thread. Closing it never drops data."""
         return Connection(self.uri)
+
+    @property
+    def kv(self) -> KV:
+        """Keys and values, over `connection` and in its transactions; ``bh_kv`` in SQL."""
+        connection = self.connection
+        if self._kv is None:
+            self._kv = KV(connection)
+        return self._kv
 
     # -- durability -------------------------------------------------------------------------
 
