@@ -169,8 +169,8 @@ class Faulty(Bucket):
             ),
         )
 
-    def copy(self, src: str, dst: str) -> bool:
-        return self._do("copy", dst, lambda: self.inner.copy(src, dst))
+    def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
+        return self._do("copy", dst, lambda: self.inner.copy(src, dst, seen=seen))
 
     def delete(self, key: str) -> None:
         self._do("delete", key, lambda: self.inner.delete(key))

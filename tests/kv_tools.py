@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import buckethead
 from buckethead.image.pages import PageImage
 from buckethead.image.vfs import connected
-from buckethead.registry import uri_of
+from buckethead.uris import uri_of
 from volume_tools import NEVER, directory, fake_time
 
 BEGINNING = 1_700_000_000.0

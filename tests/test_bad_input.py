@@ -22,16 +22,17 @@ from buckethead.errors import (
     BucketHeadError,
     BucketUnavailableError,
     ConfigError,
+    InvalidBranchNameError,
     SnapshotCorruptError,
 )
 from buckethead.image.pages import PageImage
 from buckethead.image.vfs import connected
-from buckethead.registry import uri_of
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket, open_bucket
 from buckethead.storage.images import read_image
 from buckethead.storage.layout import Place
 from buckethead.storage.snapshot import flush, restore
+from buckethead.uris import uri_of
 from servers import Server, fresh_bucket
 from volume_tools import (
     NEVER,
@@ -455,9 +456,10 @@ def test_an_unknown_parameter_is_refused(parameter: str) -> None:
         open_uri(parameter)
 
 
-def test_a_branch_is_refused() -> None:
-    with pytest.raises(ConfigError, match="branches are not available"):
-        open_uri("branch=other")
+@pytest.mark.parametrize("name", ["a/b", "..", "x" * 300, "", "ä", "a b"])
+def test_no_branch_has_such_a_name(name: str) -> None:
+    with pytest.raises(InvalidBranchNameError, match="is no name for a branch: use 1 to 128"):
+        open_uri(f"branch={name}")
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ from buckethead import checkpoints
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
 from buckethead.errors import BucketDeniedError, BucketUnavailableError, VolumeBusyError
-from buckethead.registry import uri_of
 from buckethead.storage import layout
 from buckethead.storage.images import ForeignImageError, NewerImageError, Stamp, read_image
 from buckethead.storage.layout import Place
 from buckethead.storage.snapshot import FlushResult, restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

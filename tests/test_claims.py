@@ -24,10 +24,10 @@ from buckethead.errors import (
     VolumeReadOnlyError,
 )
 from buckethead.image.callback_errors import BusySnapshotError
-from buckethead.registry import uri_of
 from buckethead.storage import ltx
 from buckethead.storage.images import Stamp
 from buckethead.storage.layout import Place
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

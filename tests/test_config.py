@@ -105,6 +105,8 @@ class TestBucketConfig:
             "extra_put_args": {},
             "part_size": 8 * MIB,
             "concurrency": 4,
+            "files_prefix": "files/",
+            "initial_branch": "main",
             "fencing": "require",
         }
 
@@ -207,7 +209,7 @@ class TestBucketConfig:
         config = BucketConfig(bucket="b", part_size=size)
         assert all(config.part_size % (512 << shift) == 0 for shift in range(8))
 
-    @pytest.mark.parametrize("field", ["initial_branch", "files_prefix", "bukcet"])
+    @pytest.mark.parametrize("field", ["bukcet"])
     def test_options_without_effect_are_refused(self, field: str) -> None:
         with pytest.raises(ValidationError, match=rf"{field}\n.*not permitted"):
             BucketConfig.model_validate({"bucket": "b", field: "x"})
@@ -379,7 +381,7 @@ class TestEnvironment:
             ("BUCKETHEAD_BUCKET__ENDPOINT_URL", f"https://h?t={SECRET}", "query"),
             ("BUCKETHEAD_CLOUDFLARE__ACCOUNT_ID", "a/b", "account id"),
             ("BUCKETHEAD_SNAPSHOT__KEY", "/k", "leading slash"),
-            ("BUCKETHEAD_SNAPSHOT__BRANCH", "dev", "branches are not available"),
+            ("BUCKETHEAD_SNAPSHOT__BRANCH", "a/b", "no name for a branch"),
             ("BUCKETHEAD_SNAPSHOT__INTERVAL_SECONDS", "5", "no such setting"),
             ("BUCKETHEAD_BUCKET", SECRET, "BUCKETHEAD_BUCKET__NAME"),
             ("BUCKETHEAD_BUCKET", f'"{SECRET}"', "BUCKETHEAD_BUCKET__NAME"),
@@ -387,7 +389,7 @@ class TestEnvironment:
             ("R2_ACCOUNT_ID", "a/b", "account id"),
             ("R2_ENDPOINT_URL", f"https://u:{SECRET}@h", "user name or password"),
             ("BUCKETHEAD_KEY", "/k", "leading slash"),
-            ("BUCKETHEAD_BRANCH", "dev", "branches are not available"),
+            ("BUCKETHEAD_BRANCH", "../a", "no name for a branch"),
         ],
     )
     def test_a_bad_value_is_one_line_naming_the_variable(

@@ -21,7 +21,6 @@ from buckethead.connection import Connection
 from buckethead.core import registry, scheduler
 from buckethead.errors import (
     BucketDeniedError,
-    ConfigError,
     SnapshotCorruptError,
     VolumeBusyError,
     VolumeError,
@@ -126,15 +125,6 @@ def test_it_starts_once_and_stops_as_often_as_one_likes(config: BucketConfig) ->
         bh.start()
     with pytest.raises(RuntimeError, match="BucketSQLite not started: it was stopped"):
         bh.force_flush()
-
-
-def test_sharing_is_refused(config: BucketConfig) -> None:
-    with pytest.raises(ValueError, match="share_config and project exclude each other"):
-        BucketSQLite(config, share_config=object(), project="p")
-    with pytest.raises(ConfigError, match="Sharing is not available"):
-        BucketSQLite(config, share_config=object())
-    with pytest.raises(ConfigError, match="Sharing is not available"):
-        BucketSQLite(config, project="p")
 
 
 def test_a_failed_start_can_be_tried_again(config: BucketConfig) -> None:

@@ -24,6 +24,7 @@ from buckethead.errors import (
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.layout import Place
 from buckethead.storage.restoring import restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import NEVER, column, directory, forget, nothing_left_mounted
 
@@ -420,3 +421,18 @@ def test_it_goes_on_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         conn.close()
         forget(volume)  # as SIGKILL would
     assert registry.get("app") is None
+
+
+def test_a_first_commit_that_fails_does_not_blind_its_connection(tmp_path: Path) -> None:
+    durable = SnapshotConfig(interval_seconds=3600.0, durability="commit")
+    with nothing_left_mounted():
+        volume = buckethead.mount("x", directory(tmp_path), durable)
+        one = apsw.Connection(uri_of("x"))
+        publish = volume.before_commit
+        volume.before_commit = lambda transaction: (_ for _ in ()).throw(PublicationError("no"))
+        with pytest.raises(PublicationError):
+            one.execute("CREATE TABLE t(a)")
+        volume.before_commit = publish
+        assert column(one, "SELECT name FROM sqlite_schema") == []
+        apsw.Connection(uri_of("x")).execute("CREATE TABLE t(a)")  # with the very same counters
+        assert column(one, "SELECT name FROM sqlite_schema") == ["t"]

@@ -24,8 +24,8 @@ from buckethead.core import registry, scheduler
 from buckethead.errors import BucketUnavailableError, FencedError
 from buckethead.flusher import LastFlush, LastFlushes, rescue
 from buckethead.lifecycle import Lifecycle
-from buckethead.registry import uri_of
 from buckethead.scheduler import BUSY_SECONDS, LONGEST_BACKOFF_SECONDS, Scheduler
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

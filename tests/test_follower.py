@@ -34,11 +34,11 @@ from buckethead.errors import (
 from buckethead.follower import Follower
 from buckethead.image import header
 from buckethead.image.pages import PageImage
-from buckethead.registry import uri_of
 from buckethead.storage import ltx
 from buckethead.storage.contract import ObjectInfo, Polled
 from buckethead.storage.directory import DirectoryBucket, open_bucket
 from buckethead.storage.layout import Place
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

@@ -23,11 +23,11 @@ import pytest
 from buckethead import checkpoints
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
-from buckethead.registry import uri_of
 from buckethead.storage import retention
 from buckethead.storage.history import Timeline, look
 from buckethead.storage.layout import TXID, Place
 from buckethead.storage.restoring import restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import PATIENCE, directory, forget, nothing_left_mounted
 

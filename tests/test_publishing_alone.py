@@ -17,9 +17,9 @@ from buckethead.config import BucketConfig
 from buckethead.core import registry, scheduler
 from buckethead.errors import VolumeBusyError, VolumeReadOnlyError
 from buckethead.flusher import LastFlushes, rescue
-from buckethead.registry import uri_of
 from buckethead.storage.bucket import BucketClient
 from buckethead.storage.snapshot import flush, restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

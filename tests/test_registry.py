@@ -17,11 +17,11 @@ from buckethead.errors import (
     ObjectNotFoundError,
     VolumeBusyError,
 )
-from buckethead.registry import uri_of
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import open_bucket
 from buckethead.storage.layout import Place
 from buckethead.storage.restoring import Restored, restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from servers import Server, fresh_bucket
 from volume_tools import (

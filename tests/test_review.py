@@ -301,7 +301,7 @@ def test_ctrl_c_in_a_flush_is_not_raised_to_others_who_wait(tmp_path: Path) -> N
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + PATIENCE
-        while volume._next._waiting < 3:
+        while volume.next_flush._waiting < 3:
             assert time.monotonic() < deadline, "nobody waits"
             time.sleep(0.001)
         bucket.on_chunk = interrupt

@@ -19,9 +19,9 @@ from buckethead.errors import (
     VolumeReadOnlyError,
 )
 from buckethead.moments import parse_moment
-from buckethead.registry import uri_of
 from buckethead.storage.history import look, read_header
 from buckethead.storage.layout import Place
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

@@ -25,12 +25,12 @@ from buckethead.errors import (
 )
 from buckethead.image import database
 from buckethead.observability.reporter import FlushOutcome
-from buckethead.registry import uri_of
 from buckethead.storage import ltx
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.images import read_image
 from buckethead.storage.layout import Place
 from buckethead.storage.snapshot import FlushResult, flush, restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from volume_tools import (
     NEVER,

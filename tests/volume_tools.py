@@ -20,12 +20,13 @@ from buckethead.core import registry
 from buckethead.errors import BucketUnavailableError
 from buckethead.image import vfs
 from buckethead.observability.reporter import FlushOutcome
-from buckethead.registry import Registry, uri_of
+from buckethead.registry import Registry
 from buckethead.storage import layout
 from buckethead.storage.contract import Bucket, ObjectInfo
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.layout import Place
 from buckethead.storage.restoring import restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 
 PATIENCE = 60.0
@@ -74,9 +75,9 @@ class Controlled(DirectoryBucket):
         self.on_read()
         return super().list_objects(prefix)
 
-    def copy(self, src: str, dst: str) -> bool:
+    def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
         self.on_copy()
-        return super().copy(src, dst)
+        return super().copy(src, dst, seen=seen)
 
     def put_parts(
         self,

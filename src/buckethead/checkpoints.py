@@ -8,6 +8,7 @@ nobody: it streams from a pin while flushes go on.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from .config import SnapshotConfig
@@ -18,6 +19,7 @@ from .storage.contract import Bucket
 from .storage.history import adopted_by, look
 from .storage.images import Progress, Stamp, write_image
 from .storage.layout import TXID, Place
+from .storage.snapshot import FlushResult
 
 LEAST_BYTES = 8 * 1024 * 1024
 """Deltas that are worth a new image, however small the database is."""
@@ -87,6 +89,10 @@ class Checkpoints:
         self._written_clock = time.monotonic()
         return checksum
 
+    def check_still_ours(self, stamp: Stamp) -> None:
+        """Raise FencedError where another writer has gone on, HistoryError, BucketError."""
+        retention.check_still_ours(self._bucket, look(self._bucket, self._place), stamp)
+
     def tidy(self, pin: Pin, stamp: Stamp, report: Callable[[BaseException], None]) -> None:
         """Write a snapshot where the newest one is older than the retention time, and delete what
         is not kept any longer; not at every call. What goes wrong is reported and tried again
@@ -112,3 +118,16 @@ class Checkpoints:
             log.info(
                 "%r: freed %d deltas, %d snapshots", self._place.key, freed.deltas, freed.snapshots
             )
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedState:
+    """What the bucket certainly had at one moment, pinned: the flush that saw to it, where it
+    stands, and whose image it can become; with all bytes published until then."""
+
+    result: FlushResult
+    pin: Pin
+    place: Place
+    stamp: Stamp | None
+    checkpoints: Checkpoints
+    published_bytes: int

@@ -6,18 +6,13 @@ classes read the environment and the ``[env]`` table of ``~/.config/buckethead/c
 raise only ConfigError.
 """
 
-import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     SecretStr,
@@ -31,7 +26,20 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from buckethead.errors import ConfigError
+from buckethead.errors import ConfigError, InvalidBranchNameError
+from buckethead.fields import BucketName, EndpointUrl, Model, Region, Secret, check_key_pair
+from buckethead.settings_file import TOML_PATH, settings_table
+from buckethead.share_config import ShareConfig
+from buckethead.storage.layout import BRANCH_NAMES, MAIN, Place, checked_branch
+
+__all__ = [
+    "BucketConfig",
+    "BucketHeadSettings",
+    "BucketSettings",
+    "ProfilingConfig",
+    "ShareConfig",
+    "SnapshotConfig",
+]
 
 DEFAULT_KEY: Final = "bucketsqlite/snap.db"
 MASK: Final = "********"
@@ -40,18 +48,10 @@ DEFAULT_DIRECTORY: Final = "buckethead-data"
 _MIB: Final = 1024 * 1024
 _MAX_KEY_BYTES: Final = 900  # S3 takes 1,024; the rest is room for suffixes such as ".prev"
 _ENV_PREFIX: Final = "BUCKETHEAD_"
-_TOML_PATH: Final = "~/.config/buckethead/config.toml"
 _GROUP_REMEDY: Final = f"unset it, and set {_ENV_PREFIX}BUCKET__NAME and the like"
-_ENDPOINT_FORMS: Final = "use http://HOST, https://HOST or file:///ABSOLUTE/DIRECTORY"
 
 
 # ---- checks; a message never repeats the value, which may hold a credential
-
-
-def _checked_bucket(name: str) -> str:
-    if not name or any(char.isspace() or not char.isprintable() for char in name):
-        raise ValueError("a bucket name is at least one character and has no spaces; set one")
-    return name
 
 
 def _checked_key(key: str) -> str:
@@ -61,32 +61,6 @@ def _checked_key(key: str) -> str:
     if key.startswith("/"):
         raise ValueError("a key does not start with '/': remove the leading slash")
     return key
-
-
-def _checked_endpoint(url: str) -> str:
-    if not url.isprintable():
-        raise ValueError(f"the endpoint has control characters; {_ENDPOINT_FORMS}")
-    if "?" in url or "#" in url:
-        raise ValueError(f"the endpoint has a query or fragment; {_ENDPOINT_FORMS}")
-    if url.startswith("file:///"):
-        return url
-    if "@" in url:
-        raise ValueError(
-            "the endpoint has a user name or password; give these as access_key_id and "
-            f"secret_access_key, and for the endpoint {_ENDPOINT_FORMS}"
-        )
-    if not _is_http_url(url):
-        raise ValueError(f"the endpoint is not a usable URL; {_ENDPOINT_FORMS}")
-    return url
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        usable = parts.port is None or parts.port > 0
-    except ValueError:  # its text repeats the URL
-        return False
-    return usable and parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in url
 
 
 def _checked_account_id(account_id: str) -> str:
@@ -99,34 +73,29 @@ def _checked_account_id(account_id: str) -> str:
     return account_id
 
 
-def _only_main(branch: str) -> str:
-    if branch != "main":
-        raise ValueError("branches are not available in this version; unset it or set 'main'")
-    return branch
+def _checked_branch(name: str) -> str:
+    try:
+        return checked_branch(name)
+    except InvalidBranchNameError:
+        raise ValueError(f"no name for a branch; {BRANCH_NAMES}") from None
 
 
-BucketName = Annotated[str, AfterValidator(_checked_bucket)]
 ObjectKey = Annotated[str, AfterValidator(_checked_key)]
-EndpointUrl = Annotated[str, AfterValidator(_checked_endpoint)]
 AccountId = Annotated[str, AfterValidator(_checked_account_id)]
-Region = Annotated[str, Field(min_length=1)]
-Secret = Annotated[SecretStr, Field(min_length=1)]
-MainBranch = Annotated[str, AfterValidator(_only_main)]
+BranchName = Annotated[str, AfterValidator(_checked_branch)]
 
 
 # ---- models
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class BucketConfig(_Model):
+class BucketConfig(Model):
     """Where a database lives: a bucket, a key in it, and how to reach it.
 
     ``endpoint_url=None`` is AWS; ``file:///dir`` is a directory bucket. Without keys boto3 looks
     for credentials as it always does. Timeouts are in seconds, ``part_size`` in bytes: every
     upload but the last part of it has this size, and ``concurrency`` of them run at a time.
+    ``initial_branch`` is the branch that is opened where none is named, and
+    ``files_prefix`` is what the keys of file blobs begin with, the same for all branches.
     ``fencing="off"`` is for a store that ignores ``If-None-Match``: then nothing notices a second
     writer, and each may undo what the other has published.
 
@@ -135,6 +104,7 @@ class BucketConfig(_Model):
 
     bucket: BucketName
     key: ObjectKey = DEFAULT_KEY
+    files_prefix: ObjectKey = "files/"
     endpoint_url: EndpointUrl | None = None
     region: Region = "auto"
     access_key_id: Secret | None = None
@@ -148,12 +118,17 @@ class BucketConfig(_Model):
     # a multiple of the largest SQLite page, so that no page crosses a part; S3 wants 5 MiB to 5 GiB
     part_size: int = Field(default=8 * _MIB, ge=5 * _MIB, le=5 * 1024 * _MIB, multiple_of=65536)
     concurrency: int = Field(default=4, ge=1, le=64)
+    initial_branch: BranchName = MAIN
     fencing: Literal["require", "off"] = "require"
+
+    @property
+    def place(self) -> Place:
+        """The branch of the database that is opened where none is named."""
+        return Place(self.key, self.initial_branch)
 
     @model_validator(mode="after")
     def _credentials_are_whole(self) -> Self:
-        if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ValueError("access_key_id and secret_access_key go together: set both or neither")
+        check_key_pair(self.access_key_id, self.secret_access_key)
         if self.session_token is not None and self.access_key_id is None:
             raise ValueError("session_token needs access_key_id and secret_access_key: set all")
         return self
@@ -181,7 +156,7 @@ class BucketConfig(_Model):
         )
 
 
-class SnapshotConfig(_Model):
+class SnapshotConfig(Model):
     """When a changed database is written to its bucket, what is kept of it there, and how a
     restored one is checked. Times are in seconds.
 
@@ -210,7 +185,7 @@ class SnapshotConfig(_Model):
     shutdown_timeout_seconds: FiniteFloat = Field(default=30.0, gt=0)
 
 
-class ProfilingConfig(_Model):
+class ProfilingConfig(Model):
     """What is measured between start and stop, and the directory the results are written to.
 
     ``io_counters`` counts requests and bytes, ``memory`` records allocations with memray, ``cpu``
@@ -243,7 +218,7 @@ def _r2_endpoint(account_id: str) -> str:
 # ---- settings
 
 
-class _BucketGroup(_Model):
+class _BucketGroup(Model):
     name: BucketName | None = None
     endpoint_url: EndpointUrl | None = None
     region: Region | None = None
@@ -251,13 +226,13 @@ class _BucketGroup(_Model):
     secret_access_key: Secret | None = None
 
 
-class _CloudflareGroup(_Model):
+class _CloudflareGroup(Model):
     account_id: AccountId | None = None
 
 
-class _SnapshotGroup(_Model):
+class _SnapshotGroup(Model):
     key: ObjectKey | None = None
-    branch: MainBranch = "main"
+    branch: BranchName | None = None
 
 
 class BucketHeadSettings(BaseSettings):
@@ -309,7 +284,7 @@ class BucketHeadSettings(BaseSettings):
             found = ", ".join(sorted(values)) or "nothing"
             raise ConfigError(
                 f"no bucket name is set (found: {found}): set {_ENV_PREFIX}BUCKET__NAME, or name "
-                f"in [env.bucket] of {_TOML_PATH}, or unset what was found"
+                f"in [env.bucket] of {TOML_PATH}, or unset what was found"
             )
         try:
             return BucketConfig.model_validate(values)
@@ -322,6 +297,7 @@ class BucketHeadSettings(BaseSettings):
         return _present(
             bucket=bucket.name,
             key=self.snapshot.key,
+            initial_branch=self.snapshot.branch,
             endpoint_url=bucket.endpoint_url or (account_id and _r2_endpoint(account_id)),
             region=bucket.region,
             access_key_id=bucket.access_key_id,
@@ -340,7 +316,7 @@ class BucketSettings(BucketHeadSettings):
         default=None, validation_alias="R2_SECRET_ACCESS_KEY"
     )
     older_key: ObjectKey | None = Field(default=None, validation_alias="BUCKETHEAD_KEY")
-    older_branch: MainBranch = Field(default="main", validation_alias="BUCKETHEAD_BRANCH")
+    older_branch: BranchName | None = Field(default=None, validation_alias="BUCKETHEAD_BRANCH")
 
     @classmethod
     def from_env(cls) -> Self:
@@ -353,6 +329,7 @@ class BucketSettings(BucketHeadSettings):
         older = _present(
             bucket=self.r2_bucket,
             key=self.older_key,
+            initial_branch=self.older_branch,
             endpoint_url=self.r2_endpoint_url or (account_id and _r2_endpoint(account_id)),
         )
         # the two halves of a key pair are never taken from different pairs
@@ -373,7 +350,7 @@ def resolved_bucket(given: Mapping[str, object], default_key: str = DEFAULT_KEY)
     values = settings._values()
     given = dict(given)
     endpoint = str(given.get("endpoint_url", ""))
-    if not (values.keys() | given.keys()) - {"key"}:
+    if not (values.keys() | given.keys()) - {"key", "initial_branch"}:
         values |= {
             "bucket": DEFAULT_DIRECTORY,
             "endpoint_url": Path(DEFAULT_DIRECTORY).absolute().as_uri(),
@@ -383,7 +360,7 @@ def resolved_bucket(given: Mapping[str, object], default_key: str = DEFAULT_KEY)
     if "bucket" not in values | given:
         raise ConfigError(
             f"no bucket name is set (found: {', '.join(sorted(values | given))}): give the bucket, "
-            f"or set {_ENV_PREFIX}BUCKET__NAME, or name in [env.bucket] of {_TOML_PATH}, or unset "
+            f"or set {_ENV_PREFIX}BUCKET__NAME, or name in [env.bucket] of {TOML_PATH}, or unset "
             "what was found"
         )
     try:
@@ -409,7 +386,7 @@ class _TomlSource(PydanticBaseSettingsSource):
         fields = self.settings_cls.model_fields
         aliases = {field.validation_alias for field in fields.values()}
         found: dict[str, Any] = {}
-        for name, value in _toml_env().items():
+        for name, value in settings_table("env").items():
             variable = name.upper()
             is_ours = variable.startswith(_ENV_PREFIX) or variable.lower() in fields
             if variable in _OLDER_NAMES:
@@ -438,27 +415,10 @@ def _put(tree: dict[str, Any], path: list[str], value: object) -> None:
     for step in path[:-1]:
         tree = tree.setdefault(step, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"{_TOML_PATH}: [env] sets {step} both as a value and as a table")
+            raise ConfigError(f"{TOML_PATH}: [env] sets {step} both as a value and as a table")
     if path[-1] in tree:
-        raise ConfigError(f"{_TOML_PATH}: [env] sets {'.'.join(path)} twice: remove one")
+        raise ConfigError(f"{TOML_PATH}: [env] sets {'.'.join(path)} twice: remove one")
     tree[path[-1]] = value
-
-
-def _toml_env() -> dict[str, Any]:
-    # os.path leaves "~" as it is where there is no home; Path would raise
-    path = Path(os.path.expanduser(_TOML_PATH))
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}: check its permissions") from None
-    except ValueError as error:  # TOMLDecodeError tells the line, UnicodeDecodeError the position
-        raise ConfigError(f"{path} is not valid TOML: {error}: correct it") from None
-    env = document.get("env", {})
-    if not isinstance(env, dict):
-        raise ConfigError(f"{path}: 'env' is not a table: write [env] above the settings")
-    return env
 
 
 def _present(**values: object) -> dict[str, object]:
@@ -484,5 +444,5 @@ def _remedy(kind: str, message: str) -> str:
     if kind == "model_type":
         return f"is a group of settings, not one: {_GROUP_REMEDY}"
     if kind == "extra_forbidden":
-        return f"no such setting in this version: unset it, or remove it from {_TOML_PATH}"
+        return f"no such setting in this version: unset it, or remove it from {TOML_PATH}"
     return message.removeprefix("Value error, ")

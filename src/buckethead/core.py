@@ -9,21 +9,27 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from .config import DEFAULT_KEY, BucketConfig, ProfilingConfig, SnapshotConfig
+from .branches import Branches
+from .config import DEFAULT_KEY, BucketConfig, ProfilingConfig, ShareConfig, SnapshotConfig
 from .connection import Connection
 from .errors import ConfigError, VolumeBusyError, VolumeReadOnlyError
+from .files.store import FileStore
 from .follower import Follower
 from .image.connections import install
+from .interfaces.docs import Docs
 from .interfaces.kv import KV
 from .lifecycle import Lifecycle
 from .observability.profiling import Profiler
 from .observability.reporter import StatusReporter
-from .registry import Registry, config_of, uri_of
+from .registry import Registry
 from .scheduler import Scheduler
+from .share_config import share_config_of
+from .sharing import Shares
 from .status import FlushObserver, VolumeStatus, tell
 from .storage.counters import IOCounters
 from .storage.snapshot import FlushResult
 from .tables import install as install_tables
+from .uris import beside, config_of, uri_of
 from .volume import Volume
 
 registry = Registry()
@@ -36,7 +42,7 @@ registry.forgotten = scheduler.forget
 registry.mounted_hook = _lifecycle.volume_mounted
 _lifecycle.install()
 install(registry.open)
-install_tables()
+install_tables(registry)
 
 
 def mount(
@@ -50,11 +56,13 @@ def mount(
     return registry.mount(name, config or config_of(name), snapshot_config)
 
 
-def unmount(name: str, *, discard: bool = False) -> None:
+def unmount(name: str, *, branch: str | None = None, discard: bool = False) -> None:
     """Publish what the volume still has and forget it; ``discard`` drops what was not published.
+    With a ``branch`` it is the one that was opened beside the volume of that name.
 
     Raises ConfigError when there is none of that name, and when it cannot be published
     BucketError, or FencedError where another writer has taken over: then it stays mounted."""
+    name = name if branch is None else beside(name, branch)
     volume = registry.get(name)
     if volume is None:
         raise ConfigError(f"Could not unmount {name!r}: no volume of that name is mounted.")
@@ -94,6 +102,9 @@ class BucketSQLite:
     start). It never writes, nor claims anything; where this process writes the database itself,
     it is that database.
 
+    ``share_config`` says where files are copied to when they are shared, or ``project``: the name
+    of a table ``[projects.<name>]`` of the TOML file that does.
+
     Use before `start` raises RuntimeError. Raises ValueError when ``share_config`` and
     ``project`` are both given, and when ``follow`` is without ``read_only``.
     """
@@ -108,18 +119,17 @@ class BucketSQLite:
         on_flush_complete: Callable[[float, int], object] | None = None,
         on_flush_error: Callable[[BaseException], object] | None = None,
         status_reporter: StatusReporter | None = None,
-        share_config: object | None = None,
+        share_config: ShareConfig | None = None,
         project: str | None = None,
         read_only: bool = False,
         follow: float | None = None,
     ) -> None:
         if share_config is not None and project is not None:
             raise ValueError("share_config and project exclude each other: give one of them")
-        if share_config is not None or project is not None:
-            raise ConfigError("Sharing is not available in this version: leave it out.")
         if follow is not None and not read_only:
             raise ValueError("who follows another process does not write: add read_only=True")
         self._bucket_config = bucket_config
+        self._share_config = share_config if project is None else share_config_of(project)
         self._read_only = read_only
         self._snapshot_config = snapshot_config or SnapshotConfig()
         if follow is not None:
@@ -134,6 +144,7 @@ class BucketSQLite:
         self._volume: Volume | Follower | None = None
         self._connection: Connection | None = None
         self._kv: KV | None = None
+        self._files: FileStore | None = None
         self._state = "new"
 
     # -- life -------------------------------------------------------------------------------
@@ -184,6 +195,8 @@ class BucketSQLite:
             mounted.flush()  # may fail, and then the transaction of `connection` can go on
         self.connection.rollback()  # else unmounting would wait for it
         if mounted is not None:
+            for branch in registry.beside(mounted):
+                registry.unmount(branch, discard=discard)
             registry.unmount(mounted, discard=discard)
         self.connection.close()
         self._state = "stopped"
@@ -252,6 +265,34 @@ class BucketSQLite:
         if self._kv is None:
             self._kv = KV(connection)
         return self._kv
+
+    @property
+    def docs(self) -> Docs:
+        """JSON documents in collections, over `connection` and in its transactions."""
+        return Docs(self.connection)
+
+    @property
+    def files(self) -> FileStore:
+        """Files in the bucket, their table over `connection` and in its transactions; ``bh_files``
+        in SQL."""
+        volume = self._started()
+        if self._files is None:
+            prefix = volume.config.files_prefix
+            self._files = FileStore(self.connection, volume.bucket, prefix)
+        return self._files
+
+    @property
+    def shares(self) -> Shares:
+        """Files that others read by a URL. Raises RuntimeError when sharing is not configured."""
+        volume = self._started()
+        if self._share_config is None:
+            raise RuntimeError("sharing is not configured: give share_config or project")
+        return Shares(self.connection, volume.bucket, self._share_config)
+
+    @property
+    def branches(self) -> Branches:
+        """The branches of the database; ``bh_branches`` in SQL."""
+        return Branches(self._started(), registry)
 
     # -- durability -------------------------------------------------------------------------
 

@@ -6,7 +6,10 @@ fails, says so, and nothing more is written until the bucket has been asked
 (native_notes/durable-commit.md).
 """
 
-from .errors import FencedError, PublicationError
+import time
+from collections.abc import Callable
+
+from .errors import FencedError, PublicationError, VolumeBusyError
 from .image.database import Transaction
 from .image.pages import PageImage
 from .storage.publisher import Changes, Published, Publisher
@@ -59,3 +62,16 @@ def publish_for_certain(name: str, publisher: Publisher, changes: Changes) -> Pu
         ) from error
     assert settled is not None, "it was unsettled"
     return settled
+
+
+def wait_for_commit(name: str, is_over: Callable[[], bool], seconds: float) -> None:
+    """Return when no transaction is between its publication and its commit point. Raises
+    VolumeBusyError after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not is_over():
+        if time.monotonic() > deadline:
+            raise VolumeBusyError(
+                f"Could not flush {name!r}: a COMMIT is in the middle of publishing. Try again "
+                "when it has returned."
+            )
+        time.sleep(0.0005)

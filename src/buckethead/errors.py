@@ -16,6 +16,14 @@ the caller as itself and ``except apsw.CantOpenError`` works too.
     ├── SnapshotError                an image could not be written or read   CANTOPEN
     │   └── SnapshotCorruptError     the object at the key is not a sound database image
     ├── HistoryError                 a gap, a damaged delta, a lost moment   CANTOPEN
+    ├── BranchError                  a branch cannot be made, found or deleted   CANTOPEN
+    │   ├── InvalidBranchNameError   no name for a branch (also ValueError)
+    │   ├── BranchNotFoundError      there is no branch of that name (also KeyError)
+    │   └── BranchExistsError        there is one already (also ValueError)
+    ├── BlobError                    a file's content cannot be stored or had   CANTOPEN
+    │   ├── BlobNotFoundError        no such file, or its object is gone (also KeyError)
+    │   ├── BlobAlteredError         the object is not what its name says
+    │   └── SourceChangedError       what was to be stored changed while it was read
     ├── VolumeError                  the volume cannot do this now           CANTOPEN
     │   ├── VolumeBusyError          a transaction or another mount is in the way
     │   ├── StaleReadError           a follower has heard nothing for longer than it may
@@ -90,6 +98,38 @@ class HistoryError(BucketHeadError, _CantOpen):
     def __init__(self, message: str, txid: int | None = None) -> None:
         super().__init__(message)
         self.txid = txid
+
+
+class BranchError(BucketHeadError, _CantOpen):
+    """A branch cannot be made, found, changed or deleted."""
+
+
+class InvalidBranchNameError(BranchError, ValueError):
+    """A branch cannot have this name."""
+
+
+class BranchNotFoundError(BranchError, KeyError):
+    """There is no branch of that name, or it was deleted."""
+
+
+class BranchExistsError(BranchError, ValueError):
+    """There is a branch of that name already."""
+
+
+class BlobError(BucketHeadError, _CantOpen):
+    """The content of a file cannot be stored in the bucket, or had from there."""
+
+
+class BlobNotFoundError(BlobError, KeyError):
+    """There is no file of that key, or its object in the bucket is gone."""
+
+
+class BlobAlteredError(BlobError):
+    """The object in the bucket does not have the content that its name says."""
+
+
+class SourceChangedError(BlobError):
+    """What was to be stored changed, or went away, while it was read. Nothing was stored."""
 
 
 class VolumeError(BucketHeadError, _CantOpen):

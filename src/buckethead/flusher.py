@@ -21,6 +21,7 @@ from .errors import FencedError, SnapshotError
 from .image.pages import Pin
 from .registry import Registry
 from .storage.images import dump
+from .storage.layout import MAIN
 from .turns import NEVER, Served
 from .volume import Volume
 
@@ -240,6 +241,8 @@ def _way_back(volume: Volume, path: str) -> str:
     command = ["buckethead", "--bucket", config.bucket, "--key", config.key]
     if config.endpoint_url is not None:
         command += ["--endpoint-url", config.endpoint_url]
+    if volume.place.branch != MAIN:
+        command += ["--branch", volume.place.branch]
     return shlex.join([*command, "import", "--force", path])
 
 

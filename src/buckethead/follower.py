@@ -14,6 +14,7 @@ from typing import cast
 
 from .config import BucketConfig, SnapshotConfig
 from .errors import (
+    BranchNotFoundError,
     ConfigError,
     HistoryError,
     ObjectNotFoundError,
@@ -22,14 +23,14 @@ from .errors import (
 )
 from .image import header
 from .image.database import Database
-from .image.pages import Pin
 from .image.vfs import SHARED, DatabaseFile
 from .status import VolumeStatus
 from .storage import ltx
+from .storage.branches import not_there
 from .storage.contract import Bucket
 from .storage.history import Entry, look, plans, utc
 from .storage.images import Stamp
-from .storage.layout import TXID, Place
+from .storage.layout import MAIN, TXID
 from .storage.restoring import Restored, State, apply_next, restore
 from .storage.translate import translated
 
@@ -100,7 +101,7 @@ class Follower(Database):
         self.inherited = False  # this process is a fork of the one that follows
         self.last_error: BaseException | None = None
         self.refusal = partial(_read_only, name)
-        self._place = Place(config.key)
+        self.place = config.place
         self._wake = wake
         self._forgotten = forgotten
         self._files: set[FollowerFile] = set()
@@ -109,6 +110,8 @@ class Follower(Database):
         self._heard_clock = clock()  # of the last answer
         self._heard_at: float | None = None  # the same in the store's unix seconds
         restored = self._restored()
+        if restored is None and self.place.branch != MAIN:
+            raise BranchNotFoundError(not_there(bucket, self.place))
         if restored is None:
             raise ObjectNotFoundError(
                 f"Could not open {name!r}: there is no database {self.key!r} at {bucket.url}. "
@@ -124,7 +127,7 @@ class Follower(Database):
 
     def _restored(self) -> Restored | None:
         how = self.snapshot.integrity_check
-        return restore(self.bucket, self._place, integrity_check=how)
+        return restore(self.bucket, self.place, integrity_check=how)
 
     def _take(self, restored: Restored) -> None:
         """Note where what was restored stands."""
@@ -157,7 +160,7 @@ class Follower(Database):
         longest = self.snapshot.max_staleness_seconds
         if longest is None:
             return
-        silence = clock() - self._heard_clock
+        silence = self.silence
         if silence <= longest:
             return
         why = "no question came to an end, perhaps because the machine slept"
@@ -171,6 +174,11 @@ class Follower(Database):
             f"max_staleness_seconds is {longest:g}: {why}. The next answer from there makes it "
             "readable again."
         )
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last answer was asked for."""
+        return clock() - self._heard_clock
 
     # -- what the scheduler sees ------------------------------------------------------------
 
@@ -219,7 +227,7 @@ class Follower(Database):
 
     def _advance(self) -> bool:
         """Ask for the next delta; False when there is none."""
-        key = self._place.delta(self.txid + 1)
+        key = self.place.delta(self.txid + 1)
         asked = clock()  # an answer is no younger, however long it was on its way
         with translated(f"look for the delta {key!r}", self.bucket):
             polled = self.bucket.poll(key)
@@ -237,7 +245,7 @@ class Follower(Database):
     def _may_have_missed(self, now: float) -> bool:
         """Whether the last answer is so old that the next delta may be deleted by now: by the
         store's time, for a machine that is not run does not count."""
-        silence = clock() - self._heard_clock
+        silence = self.silence
         if self._heard_at is not None:
             silence = max(silence, now - self._heard_at)
         usual = max(LONG_SILENCE_SECONDS, 2 * self.interval)
@@ -246,7 +254,7 @@ class Follower(Database):
     def _look(self) -> bool:
         """By listing, find out whether the history has moved on, and catch up if the deltas for it
         are gone."""
-        timeline = look(self.bucket, self._place, previous=False)
+        timeline = look(self.bucket, self.place, previous=False)
         if timeline.newest < self.txid:
             raise self._other_history(f"it ends with TXID {timeline.newest}")
         self._check_same_history(timeline.epoch)
@@ -261,7 +269,7 @@ class Follower(Database):
         try:
             self._apply(entry, data)
         except HistoryError:
-            ways = plans(look(self.bucket, self._place, previous=False))
+            ways = plans(look(self.bucket, self.place, previous=False))
             if not ways or ways[0].base_txid <= self.txid:
                 raise
             self._reload()
@@ -284,12 +292,8 @@ class Follower(Database):
         self._stamp = Stamp(state.txid, state.timestamp, writer, epoch)
 
     def _show(self, pages: list[bytes]) -> None:
-        pin = Pin()
-        try:
-            self._take_seat(pin)
-            self.image.swap(self.image.page_size, pages, pin, published=True)
-        finally:
-            self.image.unpin(pin)
+        with self.seated() as seat:
+            self.image.swap(self.image.page_size, pages, seat, published=True)
 
     def _reload(self) -> None:
         """Show the newest state, restored anew."""
@@ -325,28 +329,14 @@ class Follower(Database):
 
     def status(self) -> VolumeStatus:
         """What is known of it now, without asking the bucket anything."""
-        image, stamp = self.image, self._stamp
-        pins = image.pins()
-        return VolumeStatus(
-            name=self.name,
-            key=self.key,
-            bucket=self.bucket.url,
-            version=image.version,
-            durable_version=image.version,
-            txid=self.txid,
-            durable_at=stamp.timestamp / 1000 if stamp is not None else None,
+        return VolumeStatus.of(
+            self,
+            self.bucket,
+            self.place,
+            stamp=self._stamp,
             image_txid=self._image_txid,
-            page_size=image.page_size,
-            page_count=image.page_count,
-            size=image.size,
-            dirty_pages=0,
-            pins=len(pins),
-            oldest_pin_version=pins[0].version if pins else None,
-            pinned_bytes=sum(len(pin.undo) for pin in pins) * image.page_size,
-            last_flush_at=None,
-            last_flush=None,
-            last_error=str(self.last_error) if self.last_error else None,
-            io=self.bucket.counters.snapshot(),
+            durable_version=self.image.version,
+            last_error=self.last_error,
         )
 
 

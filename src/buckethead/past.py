@@ -10,11 +10,34 @@ from functools import partial
 from .errors import HistoryError, VolumeReadOnlyError
 from .image.database import Database
 from .moments import parse_moment
+from .status import VolumeStatus
 from .storage.contract import Bucket
 from .storage.history import look, txid_at, utc
 from .storage.images import IntegrityCheck
 from .storage.layout import TXID, Place
-from .storage.restoring import restore
+from .storage.restoring import Restored, restore
+
+
+class Past(Database):
+    """A past state. ``bucket`` is where it is kept, and the files that it names are."""
+
+    def __init__(self, name: str, restored: Restored, bucket: Bucket, place: Place) -> None:
+        super().__init__(name, restored.image)
+        self.bucket = bucket
+        self.place = place
+        self._stamp = restored.stamp
+        self._image_txid = restored.image_txid
+
+    def status(self) -> VolumeStatus:
+        """What is known of it, without asking the bucket anything."""
+        return VolumeStatus.of(
+            self,
+            self.bucket,
+            self.place,
+            stamp=self._stamp,
+            image_txid=self._image_txid,
+            durable_version=self.image.version,
+        )
 
 
 def state_at(bucket: Bucket, place: Place, at: str) -> TXID:
@@ -37,15 +60,15 @@ def past_state(
     restored = restore(bucket, place, lambda timeline: txid, integrity_check=integrity_check)
     if restored is None or restored.stamp is None:
         raise _no_history(bucket, place)
-    past = Database(name, restored.image)
+    past = Past(name, restored, bucket, place)
     past.refusal = partial(_unchangeable, name, txid, restored.stamp.timestamp / 1000)
     return past
 
 
 def _no_history(bucket: Bucket, place: Place) -> HistoryError:
     return HistoryError(
-        f"Could not open a past state of {place.key!r}: at {bucket.url} there is no history of it. "
-        "Check bucket and key; the first flush begins one."
+        f"Could not open a past state of {place.image!r}: at {bucket.url} there is no history of "
+        "it. Check bucket, key and branch; the first flush begins one."
     )
 
 

@@ -1,6 +1,6 @@
 """What a write is told where writing is not allowed (any more): the refusals of a volume."""
 
-from .errors import VolumeError, VolumeReadOnlyError
+from .errors import HistoryError, VolumeError, VolumeReadOnlyError
 
 
 def inherited(name: str) -> VolumeReadOnlyError:
@@ -25,4 +25,21 @@ def stopped(name: str) -> VolumeError:
     return VolumeError(
         f"Could not write to {name!r}: it was stopped or unmounted. Start or mount it again and "
         "open a new connection."
+    )
+
+
+def history_gone(name: str, key: str) -> HistoryError:
+    """Where there is nothing left that could be claimed."""
+    return HistoryError(
+        f"Could not write to {name!r}: its history at {key!r} is gone. What was read of it is "
+        "still in memory: save it with VACUUM INTO."
+    )
+
+
+def other_page_size(name: str, found: int, expected: int) -> HistoryError:
+    """For a database that cannot take the place of one with a history."""
+    return HistoryError(
+        f"Could not put another database in place of {name!r}: its pages have {found:,} bytes, "
+        f"those of its history {expected:,}, and a history keeps its page size. Use another key, "
+        "or VACUUM the other database with this page size first."
     )

@@ -1,43 +1,54 @@
 """The mounted volumes of the process: from a name, a URI or a configuration to one volume.
 
-One key has one volume, ever: a second mount of it shares the volume or is refused, so two writers
-in one process cannot overwrite each other. Opening by name mounts, and mounting restores. Past
-states and followers only read: they mount nothing, claim nothing and are in nobody's way.
+One branch has one volume, ever: a second mount of it shares the volume or is refused, so two
+writers in one process cannot overwrite each other. Opening by name mounts, and mounting restores.
+The volume of a name is one branch at a time; others are opened beside it, as volumes of their own,
+and share the pages that are equal. Past states and followers only read: they mount nothing, claim
+nothing and are in nobody's way.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
-from urllib.parse import quote
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from weakref import WeakValueDictionary
 
 import apsw
-from pydantic import ValidationError
 
-from .config import BucketConfig, SnapshotConfig, resolved_bucket
-from .errors import ConfigError, ObjectNotFoundError, VolumeBusyError
+from . import refusals
+from .checkpoints import PublishedState
+from .config import BucketConfig, SnapshotConfig
+from .errors import (
+    BranchNotFoundError,
+    BucketHeadError,
+    ConfigError,
+    ObjectNotFoundError,
+    VolumeBusyError,
+)
 from .follower import Follower
 from .image.database import Database
 from .past import past_state, state_at
 from .storage import layout
+from .storage.branches import not_there
+from .storage.contract import Bucket
 from .storage.directory import open_bucket
 from .storage.images import Progress
-from .storage.layout import TXID, Place
-from .storage.restoring import Restored, restore
+from .storage.layout import Place, checked_branch
+from .storage.restoring import Known, Restored, restore
+from .uris import (
+    BRANCH,
+    CONFIGURING,
+    FOLLOWING,
+    PAST,
+    beside,
+    check_combination,
+    check_parameters,
+    config_of,
+    following,
+    txid_of,
+    uri_of,
+)
 from .volume import Volume
-
-_CONFIGURING = ("bucket", "key", "endpoint_url", "region")
-_PAST = ("txid", "at")
-_FOLLOWING = {"follow": "follow_seconds", "max_staleness": "max_staleness_seconds"}
-_KNOWN = (*_CONFIGURING, "branch", "mode", "vfs", *_PAST, *_FOLLOWING)
-_SECRET_WORDS = ("key_id", "secret", "token", "password", "credential", "signature")
-
-
-def uri_of(name: str, **parameters: object) -> str:
-    """The URI that opens the volume ``name`` from any connection."""
-    more = "".join(f"&{word}={quote(str(value))}" for word, value in parameters.items())
-    return f"file:{quote(name)}?vfs=buckethead{more}"
 
 
 class Registry:
@@ -69,6 +80,16 @@ class Registry:
         with self._lock:
             return self._volumes.get(name)
 
+    def holder(self, bucket: Bucket, place: Place) -> Volume | None:
+        """The volume that is this branch now."""
+        with self._lock:
+            name = self._places.get((bucket.identity, place.image))
+            return self._volumes.get(name) if name is not None else None
+
+    def beside(self, volume: Volume) -> list[Volume]:
+        """The other branches of a volume that were opened beside it."""
+        return [other for other in self.volumes() if other.name.startswith(volume.name + BRANCH)]
+
     # -- opening by URI ---------------------------------------------------------------------
 
     def open(self, name: str, parameters: dict[str, str], flags: int) -> Database:
@@ -76,22 +97,43 @@ class Registry:
 
         Raises ConfigError, BucketError, SnapshotCorruptError, HistoryError, VolumeBusyError.
         """
-        _check_parameters(name, parameters)
+        check_parameters(name, parameters)
         read_only = bool(flags & apsw.SQLITE_OPEN_READONLY)
-        _check_combination(name, parameters, read_only)
-        if any(parameter in parameters for parameter in _PAST):
+        check_combination(name, parameters, read_only)
+        if any(parameter in parameters for parameter in PAST):
             return self._open_past(name, parameters)
+        name = self._meant(name, parameters)
         if read_only and self.get(name) is None:
             follower = self._open_follower(name, parameters)
             if follower is not None:
                 return follower
         return self._open_volume(name, parameters, bool(flags & apsw.SQLITE_OPEN_CREATE))
 
+    def _present(self, name: str) -> Volume | Follower | None:
+        return self.get(name) or self.follower(name)
+
+    def _meant(self, name: str, parameters: dict[str, str]) -> str:
+        """The name of the volume that a URI means: of what is there, if that is the branch."""
+        branch = parameters.get("branch")
+        if branch is None:
+            return name
+        present = self._present(name)
+        if present is None:
+            others = {word: value for word, value in parameters.items() if word != "branch"}
+            is_first = config_of(name, others).initial_branch == branch
+        else:
+            is_first = present.place.branch == branch
+        return name if is_first else beside(name, branch)
+
     def _open_volume(self, name: str, parameters: dict[str, str], create: bool) -> Volume:
         volume = self.get(name)
         if volume is None:
-            config = config_of(name, parameters)
-            volume = self.mount(name, config, create=create)
+            first = self.get(name.partition(BRANCH)[0])
+            if first is None:
+                volume = self.mount(name, config_of(name, parameters), create=create)
+            else:
+                _check_same_place(first, parameters)
+                volume = self.mount_beside(first, parameters["branch"])
         else:
             _check_same_place(volume, parameters)
         if not create and not volume.image.page_count:
@@ -108,24 +150,25 @@ class Registry:
             _check_same_place(follower, parameters)
             _check_same_times(follower, parameters)
         elif "follow" in parameters:
-            config, snapshot = config_of(name, parameters), _following(name, parameters)
+            config, snapshot = config_of(name, parameters), following(name, parameters)
             return self.follow(name, config, snapshot)
         return follower
 
     def _open_past(self, name: str, parameters: dict[str, str]) -> Database:
         """A past state of the present that the name means; opened twice it is one."""
-        present = self.get(name) or self.follower(name)
+        present = self._present(name)
         if present is not None:
             _check_same_place(present, parameters)
-            bucket, key, snapshot = present.bucket, present.key, present.snapshot
+            bucket, snapshot = present.bucket, present.snapshot
+            place = Place(present.key, parameters.get("branch", present.place.branch))
         else:
             config = config_of(name, parameters)
-            bucket, key, snapshot = open_bucket(config, create=False), config.key, SnapshotConfig()
-        place = Place(key)
+            bucket, snapshot = open_bucket(config, create=False), SnapshotConfig()
+            place = config.place
         if "at" in parameters:
             txid = state_at(bucket, place, parameters["at"])
         else:
-            txid = _txid(name, parameters["txid"])
+            txid = txid_of(name, parameters["txid"])
         which = (bucket.identity, place, txid)
         with self._gate(which):
             past = self._pasts.get(which)
@@ -191,28 +234,76 @@ class Registry:
                 _check_same_mount(volume, config, snapshot, share)
                 return volume
             bucket = open_bucket(config, create=create)
-            with self._place(name, bucket.identity, config.key):
+            place = config.place
+            with self._held(name, bucket, place):
                 snapshot = snapshot or SnapshotConfig()
-                how = snapshot.integrity_check
-
-                def read(progress: Progress | None = None) -> Restored | None:
-                    return restore(
-                        bucket, Place(config.key), integrity_check=how, progress=progress
-                    )
-
-                restored = read(progress)
+                read = _reader(bucket, place, snapshot)
+                restored = _found(read(progress=progress), bucket, place)
                 if restored is None and not create:
                     raise ObjectNotFoundError(
                         f"Could not open {name!r}: there is no database {config.key!r} at "
                         f"{bucket.url}. Check the key, or open it with mode=rwc to create it."
                     )
-                self.mounted_hook()
-                volume = Volume(
-                    name, config, snapshot, bucket, restored, self.wake, self.hurry, read
-                )
-                with self._lock:
-                    self._volumes[name] = volume
-            return volume
+                return self._mounted(name, config, snapshot, bucket, restored, read)
+
+    def mount_beside(self, first: Volume, branch: str) -> Volume:
+        """Mount a branch of what is mounted, with its configuration, as a volume of its own; the
+        one that is there, where it was done before. Equal pages are shared.
+
+        Raises BranchNotFoundError, VolumeBusyError where ``first`` itself is that branch, and as
+        `mount` does.
+        """
+        name, bucket = beside(first.name.partition(BRANCH)[0], branch), first.bucket
+        config = first.config.model_copy(update={"initial_branch": branch})
+        with self._gate(name):
+            place = Place(first.key, checked_branch(branch))
+            with self._lock:
+                volume = self._volumes.get(name)
+            if volume is not None:
+                return volume
+            with self._held(name, bucket, place):
+                read = _reader(bucket, place, first.snapshot)
+                with _known(first) as known:
+                    restored = _found(read(known=known), bucket, place)
+                return self._mounted(name, config, first.snapshot, bucket, restored, read)
+
+    def _mounted(
+        self,
+        name: str,
+        config: BucketConfig,
+        snapshot: SnapshotConfig,
+        bucket: Bucket,
+        restored: Restored | None,
+        read: "partial[Restored | None]",
+    ) -> Volume:
+        self.mounted_hook()
+        volume = Volume(name, config, snapshot, bucket, restored, self.wake, self.hurry, read)
+        with self._lock:
+            self._volumes[name] = volume
+        return volume
+
+    def switch(self, volume: Volume, branch: str) -> None:
+        """Make a volume another branch, under open connections: they see it at their next
+        statement. The branch it leaves is flushed.
+
+        Raises BranchNotFoundError, VolumeBusyError while a transaction is writing and where the
+        branch is open beside, BucketError, FencedError; then nothing has changed.
+        """
+        place, left = Place(volume.key, checked_branch(branch)), volume.place
+        with self._gate(volume.name):
+            if self.get(volume.name) is not volume:
+                raise refusals.stopped(volume.name)
+            volume.check_publishes()
+            if place == left:
+                return
+            with self._held(volume.name, volume.bucket, place):
+                read = _reader(volume.bucket, place, volume.snapshot)
+                with volume.published() as state:
+                    restored = _found(read(known=_known_by(state)), volume.bucket, place)
+                if restored is None:
+                    raise BranchNotFoundError(not_there(volume.bucket, place))
+                volume.move(place, restored, read)
+            self._let_go(volume.bucket, left)
 
     def unmount(self, volume: Volume, *, discard: bool = False) -> None:
         """Publish what a volume still has, write its image and forget it; its name and key can be
@@ -231,33 +322,35 @@ class Registry:
             self.forgotten(volume)
             with self._lock:
                 del self._volumes[volume.name]
-                for key in (volume.key, layout.previous(volume.key)):
-                    del self._places[volume.bucket.identity, key]
+            self._let_go(volume.bucket, volume.place)
 
     def _gate(self, of: Hashable) -> "threading.RLock":
         with self._lock:
             return self._gates.setdefault(of, threading.RLock())
 
     @contextmanager
-    def _place(self, name: str, identity: tuple[str, ...], key: str) -> Iterator[None]:
-        """Hold a store and key for a name: for good when the block succeeds."""
-        places = [(identity, key), (identity, layout.previous(key))]
+    def _held(self, name: str, bucket: Bucket, place: Place) -> Iterator[None]:
+        """Hold a branch for a name: for good when the block succeeds."""
+        keys = [(bucket.identity, key) for key in (place.image, place.previous)]
         with self._lock:
-            holder = next((self._places[place] for place in places if place in self._places), name)
+            holder = next((self._places[key] for key in keys if key in self._places), name)
             if holder == name:
-                self._places.update(dict.fromkeys(places, name))
+                self._places.update(dict.fromkeys(keys, name))
         if holder != name:
             raise VolumeBusyError(
-                f"Could not mount {name!r}: its key {key!r} is mounted as {holder!r} in this "
-                f"process. Open it under that name, {uri_of(holder)!r}, or unmount it first."
+                f"Could not mount {name!r}: its key {place.image!r} is mounted as {holder!r} in "
+                f"this process. Open it under that name, {uri_of(holder)!r}, or unmount it first."
             )
         try:
             yield
         except BaseException:
-            with self._lock:
-                for place in places:
-                    del self._places[place]
+            self._let_go(bucket, place)
             raise
+
+    def _let_go(self, bucket: Bucket, place: Place) -> None:
+        with self._lock:
+            for key in (place.image, place.previous):
+                del self._places[bucket.identity, key]
 
     def after_fork_in_child(self) -> None:
         """Locks held by threads of the parent will never be released here."""
@@ -269,89 +362,39 @@ class Registry:
             past.image.after_fork_in_child()
 
 
-def _check_parameters(name: str, parameters: dict[str, str]) -> None:
-    for parameter in parameters:
-        if parameter in _KNOWN:
-            continue
-        if any(word in parameter.lower() for word in _SECRET_WORDS):
-            raise ConfigError(
-                f"Could not open {name!r}: the URI carries a credential ({parameter}), and URIs "
-                "end up in logs. Give it by BucketConfig or the environment "
-                "(BUCKETHEAD_BUCKET__ACCESS_KEY_ID, ...), and change it if it was real."
-            )
-        raise ConfigError(
-            f"Could not open {name!r}: the URI parameter {parameter!r} is not one of "
-            f"{', '.join(sorted(_KNOWN))}. Correct or remove it."
-        )
-    if parameters.get("branch", "main") != "main":
-        raise ConfigError(
-            f"Could not open {name!r}: branches are not available in this version. Leave out "
-            "the URI parameter 'branch'."
-        )
+def _reader(bucket: Bucket, place: Place, snapshot: SnapshotConfig) -> "partial[Restored | None]":
+    """What reads the newest state of a branch."""
+    return partial(restore, bucket, place, integrity_check=snapshot.integrity_check)
 
 
-def _check_combination(name: str, parameters: dict[str, str], read_only: bool) -> None:
-    """Refuse parameters that say different things about which state is meant."""
-    past = [parameter for parameter in _PAST if parameter in parameters]
-    following = [parameter for parameter in _FOLLOWING if parameter in parameters]
-    if len(past) == 2:
-        fault = "txid and at both say which past state is meant. Give one of them"
-    elif past and following:
-        fault = f"{past[0]} is a past state, which has nothing to follow. Leave out {following[0]}"
-    elif following == ["max_staleness"]:
-        fault = "max_staleness is about a follower. Add follow=SECONDS"
-    elif past and parameters.get("mode", "ro") != "ro":
-        fault = f"{past[0]} is a past state, which nobody can write to. Use mode=ro"
-    elif following and not read_only:
-        fault = "who follows another process does not write. Add mode=ro"
-    else:
-        return
-    raise ConfigError(f"Could not open {name!r}: {fault}.")
+def _found(restored: Restored | None, bucket: Bucket, place: Place) -> Restored | None:
+    """What was restored; only ``main`` may begin with nothing. Raises BranchNotFoundError."""
+    if restored is None and place.branch != layout.MAIN:
+        raise BranchNotFoundError(not_there(bucket, place))
+    return restored
 
 
-def _txid(name: str, text: str) -> TXID:
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text)):
-        raise ConfigError(
-            f"Could not open {name!r}: txid={text!r} is no number of a state. They are 1, 2, ... "
-            "in the order of publication: `buckethead log` lists them."
-        )
-    return int(text)
+@contextmanager
+def _known(volume: Volume) -> Iterator[Known | None]:
+    """What is in memory of a volume, for a branch to share; None where it cannot be published."""
+    with ExitStack() as pinned:
+        try:
+            known = _known_by(pinned.enter_context(volume.published()))
+        except BucketHeadError:  # noted where a flush fails; here it only costs a download
+            known = None
+        yield known
 
 
-def _following(name: str, parameters: dict[str, str]) -> SnapshotConfig:
-    """How the parameters say that a database is to be followed. Raises ConfigError."""
-    given = {field: parameters[word] for word, field in _FOLLOWING.items() if word in parameters}
-    try:
-        return SnapshotConfig.model_validate(given)
-    except ValidationError:
-        said = " and ".join(
-            f"{word}={parameters[word]!r}" for word in _FOLLOWING if word in parameters
-        )
-        raise ConfigError(
-            f"Could not open {name!r}: {said} is to be a number of seconds above 0, as in follow=1."
-        ) from None
-
-
-def config_of(name: str, parameters: Mapping[str, str] = MappingProxyType({})) -> BucketConfig:
-    """Where a volume opened by name lives: URI parameters over the environment's settings over the
-    default directory. Raises ConfigError."""
-    given = {field: parameters[field] for field in _CONFIGURING if field in parameters}
-    if name.startswith("/") and "key" not in given:
-        raise ConfigError(
-            f"Could not open {name!r}: the name of a volume is no path. Write "
-            f"{uri_of(name.lstrip('/'))!r}, or give the key as a parameter."
-        )
-    try:
-        return resolved_bucket(given, f"{name}.db")
-    except ConfigError as error:
-        raise ConfigError(
-            f"Could not open {name!r}: {error}. Correct the URI or the settings."
-        ) from None
+def _known_by(state: PublishedState) -> Known | None:
+    pin = state.pin
+    if state.stamp is None or not pin.page_count:
+        return None
+    return Known(state.stamp, pin.page_size, pin.copy)
 
 
 def _check_same_times(follower: Follower, parameters: dict[str, str]) -> None:
-    wanted = _following(follower.name, parameters)
-    for word, field in _FOLLOWING.items():
+    wanted = following(follower.name, parameters)
+    for word, field in FOLLOWING.items():
         if word in parameters and getattr(wanted, field) != getattr(follower.snapshot, field):
             raise ConfigError(
                 f"Could not open {follower.name!r} with {word}={parameters[word]}: this process "
@@ -361,7 +404,7 @@ def _check_same_times(follower: Follower, parameters: dict[str, str]) -> None:
 
 
 def _check_same_place(volume: Volume | Follower, parameters: dict[str, str]) -> None:
-    for field in _CONFIGURING:
+    for field in CONFIGURING:
         if field in parameters and parameters[field] != getattr(volume.config, field):
             raise ConfigError(
                 f"Could not open {volume.name!r} with another {field}: it is mounted "

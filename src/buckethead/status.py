@@ -2,11 +2,14 @@
 
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
+from .image.database import Database
 from .image.pages import Version
+from .storage.contract import Bucket
 from .storage.counters import IOSnapshot
-from .storage.layout import TXID
+from .storage.images import Stamp
+from .storage.layout import TXID, Place
 from .storage.snapshot import FlushResult
 
 log = logging.getLogger("buckethead")
@@ -43,6 +46,7 @@ class VolumeStatus:
 
     name: str
     key: str
+    branch: str
     bucket: str
     version: Version
     durable_version: Version
@@ -60,3 +64,43 @@ class VolumeStatus:
     last_flush: FlushResult | None
     last_error: str | None
     io: IOSnapshot
+
+    @classmethod
+    def of(
+        cls,
+        database: Database,
+        bucket: Bucket,
+        place: Place,
+        *,
+        stamp: Stamp | None,
+        image_txid: TXID,
+        durable_version: Version,
+        last_flush_at: float | None = None,
+        last_flush: FlushResult | None = None,
+        last_error: BaseException | None = None,
+    ) -> Self:
+        """The status of a database at a place in a bucket, where ``stamp`` is its newest state."""
+        image = database.image
+        pins = image.pins()
+        return cls(
+            name=database.name,
+            key=place.key,
+            branch=place.branch,
+            bucket=bucket.url,
+            version=image.version,
+            durable_version=durable_version,
+            txid=stamp.txid if stamp is not None else 0,
+            durable_at=stamp.timestamp / 1000 if stamp is not None else None,
+            image_txid=image_txid,
+            page_size=image.page_size,
+            page_count=image.page_count,
+            size=image.size,
+            dirty_pages=image.dirty_count,
+            pins=len(pins),
+            oldest_pin_version=pins[0].version if pins else None,
+            pinned_bytes=sum(len(pin.undo) for pin in pins) * image.page_size,
+            last_flush_at=last_flush_at,
+            last_flush=last_flush,
+            last_error=str(last_error) if last_error else None,
+            io=bucket.counters.snapshot(),
+        )

@@ -8,22 +8,16 @@ to flush is the scheduler's business.
 import logging
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 from . import refusals
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, PublishedState
 from .config import BucketConfig, SnapshotConfig
-from .durable_commit import changes_of, dirty_if_undone, publish_for_certain
-from .errors import (
-    BucketHeadError,
-    FencedError,
-    HistoryError,
-    VolumeBusyError,
-    WaitTimeoutError,
-)
+from .durable_commit import changes_of, dirty_if_undone, publish_for_certain, wait_for_commit
+from .errors import BucketHeadError, FencedError
 from .image.database import Database, Saved, Transaction
 from .image.pages import PageImage, Pin, Version
 from .status import FlushObserver, VolumeStatus, tell
@@ -33,7 +27,7 @@ from .storage.layout import Place
 from .storage.publisher import PUBLISHES_ONCE, Published, Publisher
 from .storage.restoring import Restored
 from .storage.snapshot import FlushResult
-from .waiting import NextFlush
+from .waiting import NextFlush, wait_for
 
 WRITERS_GRACE_SECONDS = 5.0
 """What a transaction that is writing while its volume stops has to end, as its busy timeout."""
@@ -68,9 +62,10 @@ class Volume(Database):
         self.bucket = bucket
         self.key = config.key
         self.store = bucket.identity
-        self._home = (self.store, config.key)
-        self.home = self._home
+        self.place = config.place
+        self.home: tuple[tuple[str, ...], str] = (self.store, self.place.image)
         self.observers: list[FlushObserver] = []
+        self.before_publish: list[Callable[[], None]] = []  # what it names has to be there
         self.durable_version: Version = self.image.version
         self.last_flush: FlushResult | None = None
         self.last_flush_at: float | None = None  # unix seconds
@@ -85,12 +80,9 @@ class Volume(Database):
         self._published_version: Version = -1  # ahead of the image's only in the middle of COMMIT
         self._fate_open = partial(refusals.fate_open, name)
         self.checkpointing = threading.RLock()
-        self._streaming = False  # a worker writes an image, and would not come for a flush
-        self._next = NextFlush()
-        place = Place(self.key)
-        self._publisher = Publisher(bucket, place, None, fence=config.fencing == "require")
-        self._checkpoints = Checkpoints(bucket, place, snapshot)
-        self._take(restored)
+        self.streaming = False  # a worker writes an image, and would not come for a flush
+        self.next_flush = NextFlush()
+        self._begin(restored)
         if snapshot.durability == "commit":
             self.before_commit = self._publish_transaction
 
@@ -98,9 +90,21 @@ class Volume(Database):
         return f"<volume {self.name!r}: {self.key!r} at {self.bucket.url}>"
 
     @property
+    def branch(self) -> str:
+        """The branch that it is now."""
+        return self.place.branch
+
+    @property
     def interval(self) -> float:
         """Seconds from the first commit after a flush to the next flush."""
         return self.snapshot.interval_seconds
+
+    def _begin(self, restored: Restored | None) -> None:
+        """Be a new writer of the history at `place`."""
+        fence = self.config.fencing == "require"
+        self._publisher = Publisher(self.bucket, self.place, None, fence=fence)
+        self._checkpoints = Checkpoints(self.bucket, self.place, self.snapshot)
+        self._take(restored)
 
     def _take(self, restored: Restored | None) -> None:
         """Note where the state that was read stands in its history."""
@@ -142,19 +146,14 @@ class Volume(Database):
         self.refusal = partial(refusals.inherited, self.name)
         self.flushing = threading.RLock()
         self.checkpointing = threading.RLock()
-        self._next = NextFlush()
+        self.next_flush = NextFlush()
         self.image.after_fork_in_child()
         self.bucket.counters.after_fork_in_child()
 
     def swap(self, page_size: int, pages: list[bytes]) -> None:
         """Put another image in place, which the bucket does not have at this volume's key."""
         if self._publisher.page_size not in (0, page_size):
-            raise HistoryError(
-                f"Could not put another database in place of {self.name!r}: its pages have "
-                f"{page_size:,} bytes, those of the history at {self.key!r} "
-                f"{self._publisher.page_size:,}, and a history keeps its page size. Use another "
-                "key, or VACUUM the other database with this page size first."
-            )
+            raise refusals.other_page_size(self.name, page_size, self._publisher.page_size)
         super().swap(page_size, pages)
         self.committed()
 
@@ -186,10 +185,7 @@ class Volume(Database):
     def _read_again(self) -> None:
         restored = self._reload()
         if restored is None or restored.stamp is None:
-            raise HistoryError(
-                f"Could not write to {self.name!r}: its history at {self.key!r} is gone. What was "
-                "read of it is still in memory: save it with VACUUM INTO."
-            )
+            raise refusals.history_gone(self.name, self.place.image)
         self.show(restored.image.page_size, restored.image.pages, published=True)
         self.durable_version = self._published_version = self.image.version
         self._take(restored)
@@ -225,7 +221,7 @@ class Volume(Database):
 
     def _flush(self, *, keep: bool = False) -> tuple[FlushResult, Pin | None]:
         """Publish. With ``keep`` also a pin of exactly what the bucket has then."""
-        with self.publication_alone(), self._next.begun():  # who waits from here on: the next
+        with self.publication_alone(), self.next_flush.begun():  # who waits from here on: the next
             result, pin = self._flush_alone(keep)
         if result.uploaded:
             self._tell("flush_finished", result)
@@ -233,7 +229,12 @@ class Volume(Database):
 
     def _flush_alone(self, keep: bool) -> tuple[FlushResult, Pin | None]:
         self.asked = False  # before the pin: whatever is committed after it asks again
-        self._wait_for_commit_point()
+        # between its publication and its commit point a transaction is in the bucket only
+        wait_for_commit(
+            self.name,
+            lambda: self._published_version <= self.image.version,
+            WRITERS_GRACE_SECONDS,
+        )
         with self.image.lock:
             # undone, a first transaction leaves no page that could be dirty
             if not self.image.changed and self.refusal is not self._fate_open:
@@ -284,6 +285,8 @@ class Volume(Database):
             self._checkpoints.published_bytes += settled.size
             self.durable_version = max(self.durable_version, settled.version)
         self.lift(self._fate_open)  # the transaction is undone next
+        for prepare in self.before_publish:
+            prepare()
         return settled
 
     # -- waiting for durability -------------------------------------------------------------
@@ -296,43 +299,34 @@ class Volume(Database):
         Raises WaitTimeoutError after ``timeout`` seconds, what the flush raises, and ValueError
         for a version that does not exist yet.
         """
-        newest = self.image.version
-        wanted = newest if version is None else version
-        if wanted > newest:
-            raise ValueError(f"version {wanted} of {self.name!r} does not exist: {newest} does")
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.durable_version < wanted:
-            self._check_publishes()
-            future, first = self._next.join()
-            if first and (timeout is None or self._streaming):
-                self._flush_with_others(future)
-            elif first:
-                self._hurry(self)
-            try:
-                future.result(None if deadline is None else deadline - time.monotonic())
-            except TimeoutError:
-                raise WaitTimeoutError(
-                    f"Not durable yet: version {wanted} of {self.name!r} did not reach "
-                    f"{self.bucket.url} in {timeout} s. It is in memory and will be published; "
-                    "wait again, or look at stats.last_error."
-                ) from None
+        wait_for(self, version, timeout)
 
-    def _flush_with_others(self, future: "Future[None]") -> None:
-        last = self.last_flush.duration_s if self.last_flush is not None else 0.0
-        try:
-            with self.flushing:
-                self._next.await_the_others(last / 2)
-                self.flush()
-        finally:
-            if self._next.is_still(future):  # Ctrl-C: the others wait for somebody to do it
-                self._hurry(self)
+    def hurry(self) -> None:
+        """Ask for a flush as soon as can be."""
+        self._hurry(self)
 
-    def _check_publishes(self) -> None:
+    @property
+    def stamp(self) -> Stamp | None:
+        """The newest state that the bucket certainly has; None where there is no history."""
+        return self._publisher.stamp
+
+    @property
+    def fenced(self) -> bool:
+        """Whether another writer has taken the history over."""
+        return self._publisher.fenced is not None
+
+    def check_publishes(self) -> None:
         """Raise where no flush will ever come."""
         if self.inherited:
             raise refusals.inherited(self.name)
-        if self._publisher.fenced is not None:
+        if self.fenced:
             raise FencedError(str(self._publisher.fenced))
+
+    def check_still_ours(self) -> None:
+        """`check_publishes`, and where this is the writer ask the bucket. Raises BucketError."""
+        self.check_publishes()
+        if self._publisher.claimed and self.stamp is not None:
+            self._checkpoints.check_still_ours(self.stamp)
 
     def _publish_transaction(self, transaction: Transaction) -> None:
         """With durability="commit": what is raised here makes COMMIT fail."""
@@ -356,17 +350,6 @@ class Volume(Database):
             self.last_flush_at = time.time()
             self._last_flush_clock = time.monotonic()
 
-    def _wait_for_commit_point(self) -> None:
-        """Between its publication and its commit point a transaction is in the bucket only."""
-        deadline = time.monotonic() + WRITERS_GRACE_SECONDS
-        while self._published_version > self.image.version:
-            if time.monotonic() > deadline:
-                raise VolumeBusyError(
-                    f"Could not flush {self.name!r}: a COMMIT is in the middle of publishing. Try "
-                    "again when it has returned."
-                )
-            time.sleep(0.0005)
-
     # -- checkpoints ------------------------------------------------------------------------
 
     @property
@@ -384,32 +367,41 @@ class Volume(Database):
 
         Raises as `flush` does, and NewerImageError; what was flushed is safe in any case.
         """
+        # not while `flushing` is awaited: who has that, as the exit hook, comes here too
+        with self.published() as state, self.checkpointing:
+            stamp, is_moved = state.stamp, state.checkpoints is not self._checkpoints
+            if stamp is None or is_moved or not self.wants_checkpoint:
+                return state.result
+            if stamp.txid <= self._checkpoints.image_txid or not state.pin.page_count:
+                return state.result
+            return self._write_image(state, stamp, progress, ending)
+
+    @contextmanager
+    def published(self) -> Iterator[PublishedState]:
+        """Flush, and pin exactly what the bucket has then."""
         with self.flushing:
             result, pin = self._flush(keep=True)
-            stamp, published_bytes = self._publisher.stamp, self._checkpoints.published_bytes
-        assert pin is not None, "it was to be kept"
+            assert pin is not None, "it was to be kept"
+            checkpoints = self._checkpoints
+            state = PublishedState(
+                *(result, pin, self.place, self._publisher.stamp),
+                *(checkpoints, checkpoints.published_bytes),
+            )
         try:
-            # not while `flushing` is awaited: who has that, as the exit hook, comes here too
-            with self.checkpointing:
-                newest = self._checkpoints.image_txid
-                wanted = self.wants_checkpoint and pin.page_count
-                if stamp is None or stamp.txid <= newest or not wanted:
-                    return result
-                write = partial(
-                    self._checkpoints.write, pin, stamp, published_bytes, progress, ending=ending
-                )
-                return self._write_image(result, pin, stamp, write)
+            yield state
         finally:
             self.image.unpin(pin)
 
     def _write_image(
-        self, flushed: FlushResult, pin: Pin, stamp: Stamp, write: Callable[[], str]
+        self, state: PublishedState, stamp: Stamp, progress: Progress | None, ending: bool
     ) -> FlushResult:
-        started = time.perf_counter()
-        self._streaming = True
+        started, pin, flushed = time.perf_counter(), state.pin, state.result
+        self.streaming = True
         try:
-            checksum = write()
-            self.saved[self._home] = Saved(pin.version, checksum)
+            checksum = self._checkpoints.write(
+                pin, stamp, state.published_bytes, progress, ending=ending
+            )
+            self.saved[self.home] = Saved(pin.version, checksum)
             result = replace(
                 flushed,
                 uploaded=True,
@@ -423,7 +415,27 @@ class Volume(Database):
             self._checkpoints.image_txid = stamp.txid  # at least: none of ours is wanted there
             raise
         finally:
-            self._streaming = False
+            self.streaming = False
+
+    # -- branches ---------------------------------------------------------------------------
+
+    def move(self, place: Place, restored: Restored, reload: Callable[[], Restored | None]) -> None:
+        """Become another branch, as it was ``restored``, under open connections. What was
+        committed to this one is flushed before.
+
+        Raises VolumeBusyError while a transaction is writing, and as `flush` does: then nothing
+        has changed.
+        """
+        with self.flushing, self.checkpointing, self.seated() as seat:
+            self._flush()
+            image = restored.image
+            self.put(seat, image.page_size, image.pages, published=True)
+            self.durable_version = self._published_version = self.image.version
+            self.place = place
+            self.home = (self.store, place.image)
+            self._reload = reload
+            self.refusal = None
+            self._begin(restored)
 
     def _note(self, error: BaseException) -> None:
         self.last_error = error
@@ -467,32 +479,20 @@ class Volume(Database):
 
     def status(self) -> VolumeStatus:
         """What is known of the volume now, without asking the bucket anything."""
-        image, stamp = self.image, self._publisher.stamp
-        pins = image.pins()
-        return VolumeStatus(
-            name=self.name,
-            key=self.key,
-            bucket=self.bucket.url,
-            version=image.version,
-            durable_version=self.durable_version,
-            txid=self._publisher.txid,
-            durable_at=stamp.timestamp / 1000 if stamp is not None else None,
+        return VolumeStatus.of(
+            self,
+            self.bucket,
+            self.place,
+            stamp=self._publisher.stamp,
             image_txid=self._checkpoints.image_txid,
-            page_size=image.page_size,
-            page_count=image.page_count,
-            size=image.size,
-            dirty_pages=image.dirty_count,
-            pins=len(pins),
-            oldest_pin_version=pins[0].version if pins else None,
-            pinned_bytes=sum(len(pin.undo) for pin in pins) * image.page_size,
+            durable_version=self.durable_version,
             last_flush_at=self.last_flush_at,
             last_flush=self.last_flush,
-            last_error=str(self.last_error) if self.last_error else None,
-            io=self.bucket.counters.snapshot(),
+            last_error=self.last_error,
         )
 
     def _checksum(self) -> str | None:
-        saved = self.saved.get(self._home)
+        saved = self.saved.get(self.home)
         return saved.checksum if saved and saved.version == self.image.version else None
 
     def _tell(self, what: str, *details: object) -> None:

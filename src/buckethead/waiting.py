@@ -5,9 +5,16 @@ before. The first to join brings it about, the others sleep until it has ended.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from .errors import WaitTimeoutError
+from .image.pages import PageImage, Version
+from .storage.contract import Bucket
+from .storage.snapshot import FlushResult
 
 
 class NextFlush:
@@ -61,6 +68,60 @@ class NextFlush:
     def is_still(self, future: Future[None]) -> bool:
         """Whether nobody has begun the flush that ``future`` stands for."""
         return self._future is future
+
+
+class Publishing(Protocol):
+    """What `wait_for` needs of a volume. `check_publishes` raises where no flush will ever come;
+    ``streaming`` says that a worker would not come for one at once; ``hurry`` asks the worker."""
+
+    name: str
+    image: PageImage
+    bucket: Bucket
+    durable_version: Version
+    next_flush: NextFlush
+    streaming: bool
+    last_flush: FlushResult | None
+
+    @property
+    def flushing(self) -> AbstractContextManager[object]: ...
+    def check_publishes(self) -> None: ...
+    def flush(self) -> FlushResult: ...
+    def hurry(self) -> None: ...
+
+
+def wait_for(volume: Publishing, version: Version | None, timeout: float | None) -> None:
+    """See `Volume.wait`."""
+    newest = volume.image.version
+    wanted = newest if version is None else version
+    if wanted > newest:
+        raise ValueError(f"version {wanted} of {volume.name!r} does not exist: {newest} does")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while volume.durable_version < wanted:
+        volume.check_publishes()
+        future, first = volume.next_flush.join()
+        if first and (timeout is None or volume.streaming):
+            _flush_with_others(volume, future)
+        elif first:
+            volume.hurry()
+        try:
+            future.result(None if deadline is None else deadline - time.monotonic())
+        except TimeoutError:
+            raise WaitTimeoutError(
+                f"Not durable yet: version {wanted} of {volume.name!r} did not reach "
+                f"{volume.bucket.url} in {timeout} s. It is in memory and will be published; "
+                "wait again, or look at stats.last_error."
+            ) from None
+
+
+def _flush_with_others(volume: Publishing, future: Future[None]) -> None:
+    last = volume.last_flush.duration_s if volume.last_flush is not None else 0.0
+    try:
+        with volume.flushing:
+            volume.next_flush.await_the_others(last / 2)
+            volume.flush()
+    finally:
+        if volume.next_flush.is_still(future):  # Ctrl-C: the others wait for somebody to do it
+            volume.hurry()
 
 
 def _end(future: Future[None] | None, failure: Exception | None) -> None:

@@ -13,6 +13,7 @@ from cli.tools import DEFAULT, KEY, child, cli, cli_json, failure, make_file, on
 from servers import Server
 
 EVERY_COMMAND = {
+    "kv", "docs", "files", "branches", "shares",
     "demo", "status", "inspect", "log", "restore", "verify",
     "sql", "shell", "import", "gc", "config", "bench",
 }  # fmt: skip
@@ -55,7 +56,7 @@ def test_the_version_is_the_package_s() -> None:
         ["nosuch"],
         ["status", "--nosuch"],
         ["restore"],
-        ["--branch", "x", "status"],
+        ["--branch", "x/y", "status"],
         ["--endpoint-url", "ftp://x", "status"],
         ["--key", "/absolute", "status"],
         ["import", "no-such-file.db"],

@@ -1,5 +1,6 @@
 """`log` and `gc`."""
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from cli.tools import (
     damage,
     delta,
     everything,
+    failure,
     insert,
     make_file,
     snapshot_of,
@@ -68,7 +70,7 @@ def test_log_shows_as_many_as_wanted() -> None:
 def test_log_counts_the_pages_of_a_large_delta_by_its_ending() -> None:
     cli("sql", "INSERT INTO t (name) SELECT hex(randomblob(500)) FROM t a, t b, t c, t d, t e")
     newest = cli_json("log", "-n", "1")[0]
-    pages = cli_json("status")["pages"]
+    pages = cli_json("status")["page_count"]
     assert newest["bytes"] > 500_000
     assert pages - 2 <= newest["pages"] <= pages
 
@@ -136,6 +138,47 @@ def test_gc_keeps_as_long_as_it_is_told() -> None:
     assert cli_json("gc", "--retention-seconds", str(DAY))["deltas"] == 1
 
 
+def blob(content: bytes, seconds: float = 0.0) -> Path:
+    """A blob in the default directory bucket, put so long ago."""
+    path = DEFAULT / "files" / hashlib.sha256(content).hexdigest()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    age(path, seconds)
+    return path
+
+
+REPORT = ("orphans_found", "orphans_deleted", "orphans_skipped_grace", "dangling_rows_found")
+
+
+def reported(*arguments: str) -> tuple[int, ...]:
+    document = cli_json("gc", *arguments)
+    return tuple(document[name] for name in REPORT)
+
+
+def test_gc_deletes_blobs_that_nothing_names(empty_folder: Path) -> None:
+    named, old, young = blob(b"named", DAY), blob(b"old", 400), blob(b"young", 200)
+    sql = "CREATE TABLE filestore(bh_key, object_key, filename)"
+    for statement in (sql, f"INSERT INTO filestore VALUES('', 'files/{named.name}', '')"):
+        assert cli("sql", statement).exit_code == 0
+    assert reported("--dry-run") == (2, 1, 1, 0)
+    assert old.exists()
+    assert reported() == (2, 1, 1, 0)
+    assert (named.exists(), old.exists(), young.exists()) == (True, False, True)
+    assert reported("--grace-seconds", "100") == (1, 1, 0, 0)
+    named.unlink()
+    lines = cli("gc").stdout.splitlines()
+    assert [f"{name}\t{int(name == REPORT[3])}" for name in REPORT] == lines[4:8]
+
+
+def test_gc_that_cannot_read_a_state_deletes_no_blob(empty_folder: Path) -> None:
+    orphan = blob(b"orphan", DAY)
+    damage(delta(3), at=300)
+    error = failure("gc")
+    assert delta(3).name in error
+    assert "No blob was deleted" in error
+    assert orphan.exists()
+
+
 def test_gc_aborts_uploads_that_nobody_finished(
     moto_endpoint: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,10 +189,10 @@ def test_gc_aborts_uploads_that_nobody_finished(
     where = ["--endpoint-url", moto_endpoint.endpoint_url, "--region", "us-east-1"]
     where += ["--bucket", "gc-uploads", "--key", "k"]
     assert cli(*where, "import", "a.db").exit_code == 0
-    for key in ("k", "k.ltx/main/0000/x.ltx", "k2"):
+    for key in ("k", "k.ltx/main/0000/x.ltx", "k2", f"files/{'a' * 64}", "files/other"):
         client.create_multipart_upload(Bucket="gc-uploads", Key=key)
     # moto says of every upload that it was begun in 2010
     assert cli_json(*where, "gc", "--grace-seconds", "1e9")["uploads"] == 0
-    assert cli_json(*where, "gc")["uploads"] == 2
+    assert cli_json(*where, "gc")["uploads"] == 3
     left = client.list_multipart_uploads(Bucket="gc-uploads").get("Uploads", [])
-    assert [upload["Key"] for upload in left] == ["k2"]
+    assert sorted(upload["Key"] for upload in left) == ["files/other", "k2"]

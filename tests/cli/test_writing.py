@@ -8,8 +8,10 @@ from buckethead.cli import writing
 from buckethead.connection import Connection
 from buckethead.core import BucketSQLite, mount, unmount
 from buckethead.errors import BucketUnavailableError, FencedError
-from buckethead.registry import uri_of
+from buckethead.storage.contract import Bucket
 from buckethead.storage.images import Stamp
+from buckethead.storage.layout import Place
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from cli.tools import (
     child,
@@ -136,7 +138,7 @@ def overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another command publishes just before the first claim."""
     commands = ["INSERT INTO t (name) VALUES ('first')"]
 
-    def check_claim(volume: Volume, take_over: bool, newest: Stamp) -> None:
+    def check_claim(bucket: Bucket, place: Place, take_over: bool, newest: Stamp) -> None:
         if commands:
             assert child("sql", commands.pop()).returncode == 0
 

@@ -16,7 +16,7 @@ import pytest
 import buckethead
 from buckethead.core import registry
 from buckethead.image.vfs import DatabaseFile, file_of
-from buckethead.registry import uri_of
+from buckethead.uris import uri_of
 
 
 class Volumes:

@@ -18,7 +18,7 @@ import pytest
 import buckethead
 from buckethead.connection import Connection
 from buckethead.core import registry
-from buckethead.registry import uri_of
+from buckethead.uris import uri_of
 
 if TYPE_CHECKING:
     from image.conftest import Child, Volumes
@@ -165,7 +165,6 @@ REFUSED = {
     "file:db?vfs=buckethead&nolock=1": "'nolock' is not one of",
     "file:db?vfs=buckethead&immutable=1": "'immutable' is not one of",
     "file:db?vfs=buckethead&colour=red": "'colour' is not one of at, branch, bucket, endpoint_url",
-    "file:db?vfs=buckethead&branch=x": "branches are not available",
     "file:db?vfs=buckethead&endpoint_url=nonsense": "endpoint_url",
 }
 

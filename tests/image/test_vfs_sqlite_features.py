@@ -14,7 +14,7 @@ import pytest
 import buckethead
 from buckethead.connection import Connection
 from buckethead.image.vfs import MAX_GAP, DatabaseFile
-from buckethead.registry import uri_of
+from buckethead.uris import uri_of
 
 if TYPE_CHECKING:
     from image.conftest import Volumes

@@ -324,6 +324,26 @@ def test_an_error_of_the_progress_callback_aborts(bucket: Bucket) -> None:
 # ---- the rest
 
 
+def test_a_copy_of_what_was_seen_asks_nothing_first_and_refuses_another(
+    bucket: Bucket, request: pytest.FixtureRequest
+) -> None:
+    bucket.put_bytes(b"1", "a", metadata={"txid": "7"})
+    (listed,) = bucket.list_objects("a")
+    asked = bucket.counters.snapshot().operations.get("head_object")
+    assert bucket.copy("a", "b", seen=listed) is True
+    assert bucket.counters.snapshot().operations.get("head_object") == asked
+    copied = bucket.head("b")
+    assert copied is not None
+    assert copied.metadata == {"txid": "7"}
+    bucket.put_bytes(b"another", "a")
+    if "moto" not in request.node.name:  # which ignores the condition on the source
+        with pytest.raises(PreconditionFailedError, match="another object has taken its place"):
+            bucket.copy("a", "b", seen=listed)
+        assert bucket.get_bytes("b") == b"1"
+    bucket.delete("a")
+    assert bucket.copy("a", "b", seen=listed) is False
+
+
 def test_copy_keeps_content_and_metadata(bucket: Bucket) -> None:
     bucket.put_bytes(b"1", "a", metadata={"txid": "7"})
     bucket.put_bytes(b"old", "b/c", metadata={"txid": "1"})

@@ -18,13 +18,13 @@ from buckethead.core import registry
 from buckethead.errors import BucketError, FencedError, HistoryError, SnapshotError
 from buckethead.image.pages import Version
 from buckethead.image.vfs import connected
-from buckethead.registry import uri_of
 from buckethead.storage import ltx
 from buckethead.storage.contract import Bucket
 from buckethead.storage.directory import DirectoryBucket
 from buckethead.storage.history import look
 from buckethead.storage.layout import TXID, Place
 from buckethead.storage.restoring import restore
+from buckethead.uris import uri_of
 from buckethead.volume import Volume
 from history_tools import Fault, Faulty
 from volume_tools import column, directory, forget, nothing_left_mounted

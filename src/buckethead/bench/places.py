@@ -9,8 +9,8 @@ import apsw
 
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
-from ..registry import uri_of
 from ..storage.translate import translated
+from ..uris import uri_of
 from ..volume import Volume
 from .ending import let_go
 from .statements import NEVER_SECONDS, SCHEMA

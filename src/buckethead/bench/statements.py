@@ -21,7 +21,7 @@ import apsw
 
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
-from ..registry import uri_of
+from ..uris import uri_of
 from .ending import let_go
 from .measure import Comparison, median, quiet
 

@@ -11,7 +11,7 @@ import apsw
 
 from ..config import BucketConfig, SnapshotConfig
 from ..core import registry
-from ..registry import uri_of
+from ..uris import uri_of
 from .ending import let_go
 from .measure import Findings, can_measure_memory, give_back_memory, resident_bytes
 

@@ -12,7 +12,7 @@ from functools import partial
 import apsw
 
 from ..config import BucketConfig
-from ..registry import uri_of
+from ..uris import uri_of
 from ..volume import Volume
 from .measure import Findings, median, quiet
 from .places import UPDATE, WHEN_TOLD, filled, mounted, row_count

@@ -15,13 +15,18 @@ import click
 
 from ..errors import BucketHeadError
 from .bench import bench
+from .branches import branches
 from .config import config
 from .demo import demo
+from .docs import docs
+from .files import files
 from .history import gc, log
 from .importing import import_file
+from .kv import kv
 from .output import GIVEN, copyable
 from .reading import inspect, status
 from .restoring import restore
+from .shares import shares
 from .shell import shell
 from .sql import sql
 from .target import Target
@@ -63,7 +68,7 @@ class _Commands(click.Group):
 @click.option("--key", metavar="KEY", help="The object that is the database.")
 @click.option("--endpoint-url", metavar="URL", help="The S3 store, or file:///DIRECTORY.")
 @click.option("--region", metavar="NAME", help="The region of the bucket.")
-@click.option("--branch", type=click.Choice(["main"]), help="The branch; there is only main.")
+@click.option("--branch", metavar="NAME", help="The branch of the database, for main another.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(package_name="buckethead", prog_name="buckethead")
 @click.pass_context
@@ -82,12 +87,13 @@ def commands(
     (BUCKETHEAD_BUCKET__NAME and so on), else by ~/.config/buckethead/config.toml; where none
     of them says anything, it is the directory ./buckethead-data.
     """
-    ctx.obj = target = Target(bucket=bucket, key=key, endpoint_url=endpoint_url, region=region)
+    ctx.obj = target = Target(bucket, key, endpoint_url, region, branch)
     ctx.meta[GIVEN] = shlex.join(target.options())
 
 
 for _command in (
     *(demo, status, inspect, log, restore, verify),
+    *(kv, docs, files, branches, shares),
     *(sql, shell, import_file, gc, config, bench),
 ):
     commands.add_command(_command)

@@ -10,6 +10,7 @@ import click
 
 from ..config import BucketConfig
 from ..errors import (
+    BranchNotFoundError,
     ConfigError,
     HistoryError,
     SnapshotCorruptError,
@@ -18,11 +19,12 @@ from ..errors import (
 )
 from ..image.pages import PageImage
 from ..image.vfs import connected
+from ..storage.branches import exists, not_there
 from ..storage.contract import Bucket
 from ..storage.directory import open_bucket
 from ..storage.history import Plan, Timeline, look, read_header
 from ..storage.images import Stamp
-from ..storage.layout import Place
+from ..storage.layout import MAIN
 from ..storage.restoring import Restored, restore
 from ..storage.translate import translated
 from ..volume import Volume
@@ -47,7 +49,9 @@ def import_file(target: Target, file: Path, force: bool, take_over: bool) -> Non
     config = target.config()
     image = _image_of(file)
     bucket = open_bucket(config)
-    timeline = look(bucket, Place(config.key))
+    timeline = look(bucket, config.place)
+    if config.initial_branch != MAIN and not exists(bucket, timeline):
+        raise BranchNotFoundError(not_there(bucket, config.place))
     if (timeline.newest or timeline.image) and not force:
         raise ConfigError(
             f"Could not import {file}: there is a database {config.key!r} at {bucket.url}. "

@@ -1,12 +1,15 @@
 """`status` and `inspect`: what the database at the key is. They never write to a bucket."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apsw
 import click
 
 from ..errors import HistoryError
+from ..facts import facts
 from ..image.vfs import connected
 from ..storage.contract import Bucket, ObjectInfo
 from ..storage.history import Timeline, plans, utc
@@ -16,6 +19,8 @@ from .output import json_option, note, print_facts, print_json, print_table, siz
 from .target import Target, look_at, read_newest
 from .writing import ago
 
+_SIZES = ("size", "image size", "previous size", "bytes since image", "bytes up", "bytes down")
+
 
 @click.command()
 @json_option
@@ -23,36 +28,49 @@ from .writing import ago
 def status(target: Target, as_json: bool) -> None:
     """Say what is at the key: its newest state and age, its image, what can be restored.
 
-    Nothing of the database is downloaded.
+    Nothing of the database is downloaded. The names are those of bh_status in SQL, which tells
+    more in the process that writes.
     """
     config, bucket = target.bucket_to_read()
-    timeline = look_at(bucket, config.key)
-    facts = {"bucket": bucket.url, "key": config.key, **_facts(bucket, timeline)}
+    timeline = look_at(bucket, config.place)
+    newest = _newest(bucket, timeline)
+    known, more = _known(bucket, timeline, newest), _more(bucket, timeline, newest)
+    found = facts(known | {"io": bucket.counters.snapshot()}, time.time())
     if as_json:
-        print_json(facts)
+        print_json(found | more)
     else:
-        print_facts(_words(facts))
+        # what only a process knows that has it mounted is left out
+        shown = {name: fact for name, fact in found.items() if fact is not None or name in known}
+        print_facts(_words(shown | more))
     try:
         plans(timeline)
     except HistoryError as error:
         note(str(error))
 
 
-def _facts(bucket: Bucket, timeline: Timeline) -> dict[str, Any]:
-    """What the names and headers of the objects tell; None for what they do not."""
-    newest = _newest(bucket, timeline)
+def _known(bucket: Bucket, timeline: Timeline, newest: Record) -> dict[str, Any]:
+    """What the names and headers of the objects tell of the newest state, named as in a status."""
+    pages, page_size = newest.database_pages, newest.page_size
+    return {
+        "key": timeline.place.key,
+        "branch": timeline.place.branch,
+        "bucket": bucket.url,
+        "txid": timeline.newest,
+        "image_txid": _txid(timeline, timeline.image) or 0,
+        "durable_at": newest.moment,
+        "page_size": page_size,
+        "page_count": pages,
+        "size": pages * page_size if pages and page_size else None,
+    }
+
+
+def _more(bucket: Bucket, timeline: Timeline, newest: Record) -> dict[str, Any]:
+    """What they tell of the history."""
     image_txid = _txid(timeline, timeline.image)
     since = [e for txid, e in timeline.deltas.items() if image_txid is None or txid > image_txid]
     kept = timeline.kept_since
     oldest = record_of(bucket, timeline, kept) if kept else None
-    pages, page_size = newest.database_pages, newest.page_size
     return {
-        "size": pages * page_size if pages and page_size else None,
-        "pages": pages,
-        "page_size": page_size,
-        "txid": timeline.newest or None,
-        "committed_at": newest.time,
-        "age_seconds": newest.moment and max(0.0, time.time() - newest.moment),
         "writer": newest.writer,
         "image": _image(timeline, timeline.image),
         "deltas_since_image": len(since),
@@ -102,11 +120,22 @@ def _words(facts: dict[str, Any]) -> dict[str, object]:
             words |= ({title: fact["key"]} if "key" in fact else {}) | _words(inner)
         elif fact is None:
             words[title] = "none"
-        elif title in ("size", "image size", "previous size", "bytes since image"):
+        elif title in _SIZES:
             words[title] = sized(fact)
+        elif title == "durable at":
+            words[title] = utc(fact)
         else:
             words[title] = ago(fact) if title == "age" else fact
     return words
+
+
+@contextmanager
+def newest_state(target: Target) -> Iterator[apsw.Connection]:
+    """A connection to the newest state for the length of a block; what is written there is lost.
+    Raises as `read_newest` does."""
+    config, bucket = target.bucket_to_read()
+    with connected(read_newest(bucket, config.place, "none").image) as connection:
+        yield connection
 
 
 @click.command()
@@ -115,7 +144,7 @@ def _words(facts: dict[str, Any]) -> dict[str, object]:
 def inspect(target: Target, as_json: bool) -> None:
     """Show the schema, the rows of every table, and the pages."""
     config, bucket = target.bucket_to_read()
-    restored = read_newest(bucket, config.key, "none")
+    restored = read_newest(bucket, config.place, "none")
     image = restored.image
     with connected(image) as connection:
         tables = [(name, _count(connection, name)) for name in _tables(connection)]

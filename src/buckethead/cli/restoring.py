@@ -13,7 +13,7 @@ from ..moments import parse_moment
 from ..storage.contract import Bucket
 from ..storage.history import Plan, Timeline, plans, txid_at
 from ..storage.images import dump, read_image
-from ..storage.layout import Place, previous
+from ..storage.layout import Place
 from ..storage.restoring import Target as State
 from ..storage.restoring import restore as restored_state
 from .entries import image_record, record_of
@@ -88,14 +88,15 @@ def restore(
     config, bucket = target.bucket_to_read()
     state = which_state(bucket, txid, at)
     if dry_run:
-        facts = _plan_facts(bucket, look_at(bucket, config.key), state)
+        facts = _plan_facts(bucket, look_at(bucket, config.place), state)
     else:
         _check_destination(dest, force)
         if alone:
-            key = previous(config.key) if use_previous else config.key
-            image, facts = _object(bucket, key)
+            place = config.place
+            key = place.previous if use_previous else place.image
+            image, facts = _object(bucket, place, key)
         else:
-            image, facts = _state(bucket, config.key, state)
+            image, facts = _state(bucket, config.place, state)
         with image.pinned() as pin:
             dump(pin, dest)
         what = f"{config.key!r}, {facts['state']}, {image.page_count:,} pages"
@@ -106,25 +107,28 @@ def restore(
         print_facts(facts)
 
 
-def _object(bucket: Bucket, key: str) -> tuple[PageImage, dict[str, object]]:
+def _object(bucket: Bucket, place: Place, key: str) -> tuple[PageImage, dict[str, object]]:
     """The image at a key, without a look at the history."""
     with transfer(f"reading {key}") as progress:
         image = read_image(bucket, key, progress=progress)
     if image is None:
-        raise no_database(bucket, key)
+        raise no_database(bucket, place if key == place.image else Place(key))
     return image, {"bucket": bucket.url, "key": key, "state": f"the image {key!r}"}
 
 
-def _state(bucket: Bucket, key: str, state: State | None) -> tuple[PageImage, dict[str, object]]:
-    with transfer(f"reading {key}") as progress:
-        restored = restored_state(bucket, Place(key), state, progress=progress)
+def _state(
+    bucket: Bucket, place: Place, state: State | None
+) -> tuple[PageImage, dict[str, object]]:
+    with transfer(f"reading {place.image}") as progress:
+        restored = restored_state(bucket, place, state, progress=progress)
     if restored is None:
-        _check_history(bucket, look_at(bucket, key), state)
-        raise no_database(bucket, key)
+        _check_history(bucket, look_at(bucket, place), state)
+        raise no_database(bucket, place)
     stamp = restored.stamp
     facts: dict[str, object] = {
         "bucket": bucket.url,
-        "key": key,
+        "key": place.key,
+        "branch": place.branch,
         "state": "its image" if stamp is None else f"TXID {stamp.txid}",
         "txid": stamp and stamp.txid,
         "warnings": list(restored.warnings),

@@ -34,7 +34,7 @@ def shell(target: Target, take_over: bool) -> None:
     with BucketSQLite(config) as database:
         volume = registry.get(database.stats.name)
         assert volume is not None, "started"
-        volume.before_claim = partial(check_claim, volume, take_over)
+        volume.before_claim = partial(check_claim, volume.bucket, volume.place, take_over)
         note_if_new(volume)
         connection = database.connect()
         try:

@@ -11,9 +11,9 @@ from ..connection import Connection
 from ..errors import BucketDeniedError, VolumeError
 from ..image.pages import PageImage
 from ..image.vfs import connected
-from ..registry import uri_of
 from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult
+from ..uris import uri_of
 from .output import SQLValue, as_json_value, json_option, note, print_json, print_table
 from .target import Target
 from .writing import NONE_YET, mounted, note_if_new, publish, take_over_option

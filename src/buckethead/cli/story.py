@@ -21,7 +21,6 @@ from ..core import BucketSQLite
 from ..errors import BucketHeadError
 from ..image.vfs import connected
 from ..storage.directory import open_bucket
-from ..storage.layout import Place
 from ..storage.restoring import restore
 
 FLUSHED_ORDERS = 5_000
@@ -95,7 +94,7 @@ def _price(connection: apsw.Connection) -> float:
 def _first_price(folder: Path) -> float:
     """The price in the first state of the history."""
     config = demo_bucket(folder)
-    restored = restore(open_bucket(config), Place(config.key), lambda timeline: 1)
+    restored = restore(open_bucket(config), config.place, lambda timeline: 1)
     assert restored is not None, "the newest state was there"
     with connected(restored.image) as connection:
         return _price(connection)

@@ -11,12 +11,13 @@ import click
 from pydantic import ValidationError
 
 from ..config import BucketConfig, resolved_bucket
-from ..errors import ObjectNotFoundError
+from ..errors import BranchNotFoundError, ObjectNotFoundError
+from ..storage.branches import not_there
 from ..storage.contract import Bucket
 from ..storage.directory import open_bucket
 from ..storage.history import Timeline, look
 from ..storage.images import IntegrityCheck
-from ..storage.layout import Place
+from ..storage.layout import MAIN, Place
 from ..storage.restoring import Restored, restore
 from ..storage.translate import translated
 from .output import transfer
@@ -38,6 +39,7 @@ class Target:
     key: str | None = None
     endpoint_url: str | None = None
     region: str | None = None
+    branch: str | None = None
 
     def options(self) -> list[str]:
         """What was given, as words of a command line."""
@@ -50,12 +52,16 @@ class Target:
 
     def config(self) -> BucketConfig:
         """The bucket and key that are meant. Raises ConfigError, click.UsageError."""
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        given = {
+            "initial_branch" if name == "branch" else name: value
+            for name, value in asdict(self).items()
+            if value is not None
+        }
         try:
             BucketConfig.model_validate({"bucket": "any"} | given)
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
-            option = "--" + str(fault["loc"][0]).replace("_", "-")
+            option = "--" + str(fault["loc"][0]).removeprefix("initial_").replace("_", "-")
             message = fault["msg"].removeprefix("Value error, ")
             raise click.UsageError(f"{option}: {message}") from None
         return resolved_bucket(given)
@@ -66,8 +72,11 @@ class Target:
         return config, open_bucket(config, create=False)
 
 
-def no_database(bucket: Bucket, key: str) -> ObjectNotFoundError:
+def no_database(bucket: Bucket, place: Place) -> ObjectNotFoundError | BranchNotFoundError:
     """The error for a key that holds nothing; it names some of what is there instead."""
+    key = place.key
+    if place.branch != MAIN:
+        return BranchNotFoundError(not_there(bucket, place))
     with translated("list the bucket", bucket):
         objects = list(islice(bucket.list_keys(), OBJECTS_LOOKED_AT))
     others = sorted({_database_of(name) for name in objects} - {key})[:OTHERS_NAMED]
@@ -84,19 +93,20 @@ def _database_of(object_key: str) -> str:
     return found["key"] if found is not None else object_key
 
 
-def read_newest(bucket: Bucket, key: str, how: IntegrityCheck = "full") -> Restored:
-    """The newest state of the database at a key, checked. Raises ObjectNotFoundError when there is
-    none, HistoryError, SnapshotCorruptError, BucketError."""
-    with transfer(f"reading {key}") as progress:
-        restored = restore(bucket, Place(key), integrity_check=how, progress=progress)
+def read_newest(bucket: Bucket, place: Place, how: IntegrityCheck = "full") -> Restored:
+    """The newest state of a database, checked. Raises ObjectNotFoundError or BranchNotFoundError
+    when there is none, HistoryError, SnapshotCorruptError, BucketError."""
+    with transfer(f"reading {place.image}") as progress:
+        restored = restore(bucket, place, integrity_check=how, progress=progress)
     if restored is None:
-        raise no_database(bucket, key)
+        raise no_database(bucket, place)
     return restored
 
 
-def look_at(bucket: Bucket, key: str) -> Timeline:
-    """What is kept of the database at a key. Raises ObjectNotFoundError when there is nothing."""
-    timeline = look(bucket, Place(key))
-    if timeline.image is None and not timeline.newest:
-        raise no_database(bucket, key)
+def look_at(bucket: Bucket, place: Place) -> Timeline:
+    """What is kept of a database. Raises ObjectNotFoundError or BranchNotFoundError when there is
+    nothing."""
+    timeline = look(bucket, place)
+    if not timeline.has_base and (place.branch != MAIN or not timeline.newest):
+        raise no_database(bucket, place)
     return timeline

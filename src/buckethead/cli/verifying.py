@@ -12,6 +12,7 @@ from ..errors import (
     SnapshotCorruptError,
 )
 from ..storage.contract import Bucket
+from ..storage.layout import Place
 from ..storage.restoring import Target as State
 from .checking import Findings, check
 from .output import copyable, json_option, note, print_facts, print_json, print_table, transfer
@@ -36,26 +37,26 @@ def verify(target: Target, as_json: bool, txid: int | None, at: str | None) -> N
     """
     check_one_state(txid, at)
     config, bucket = target.bucket_to_read()
-    findings = _checked(bucket, config.key, which_state(bucket, txid, at))
+    findings = _checked(bucket, config.place, which_state(bucket, txid, at))
     _show(bucket, config.key, findings, as_json)
     if findings.faults:
         raise _failure(bucket, config.key, findings)
 
 
-def _checked(bucket: Bucket, key: str, state: State | None) -> Findings:
+def _checked(bucket: Bucket, place: Place, state: State | None) -> Findings:
     """The findings; where the history has moved on meanwhile, those of another look."""
-    timeline = look_at(bucket, key)
+    timeline = look_at(bucket, place)
     for _ in range(ATTEMPTS_WHEN_MOVED_ON):
         limit = state(timeline) if state is not None else None
         gone: BucketError | None = None
         try:
-            with transfer(f"reading {key}") as progress:
+            with transfer(f"reading {place.image}") as progress:
                 findings = check(bucket, timeline, limit, progress)
             if not findings.faults:
                 return findings
         except (ObjectNotFoundError, PreconditionFailedError) as error:
             gone = error
-        before, timeline = timeline, look_at(bucket, key)
+        before, timeline = timeline, look_at(bucket, place)
         if timeline == before:
             break
     if gone is not None:

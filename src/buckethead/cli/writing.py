@@ -7,21 +7,24 @@ running: that one is not taken over for ten minutes, unless told to.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import click
 from rich.filesize import decimal
 
 from ..config import BucketConfig, SnapshotConfig
+from ..connection import Connection
 from ..core import registry
 from ..errors import BucketError, SnapshotError, VolumeBusyError
 from ..storage import ltx
+from ..storage.contract import Bucket
 from ..storage.images import ENDED, Stamp
 from ..storage.layout import Place
-from ..storage.publisher import PUBLISHES_ONCE
+from ..storage.publisher import BRANCHES, PUBLISHES_ONCE
 from ..storage.snapshot import FlushResult
 from ..storage.translate import translated
+from ..uris import uri_of
 from ..volume import Volume
 from .output import note, transfer
 
@@ -50,10 +53,23 @@ def mounted(config: BucketConfig, take_over: bool) -> Iterator[Volume]:
         registry.unmount(volume, discard=True)
 
 
+@contextmanager
+def writing(config: BucketConfig, take_over: bool) -> Iterator[tuple[Volume, Connection]]:
+    """`mounted`, with a connection. What the block has committed is published at its end, also
+    when it fails."""
+    with mounted(config, take_over) as volume:
+        note_if_new(volume)
+        try:
+            with closing(Connection(uri_of(volume.name))) as connection:
+                yield volume, connection
+        finally:
+            publish(volume)
+
+
 def mark(volume: Volume, take_over: bool) -> None:
     """Make a volume one that publishes once and takes nobody over who may still be there."""
     volume.publish_once()
-    volume.before_claim = partial(check_claim, volume, take_over)
+    volume.before_claim = partial(check_claim, volume.bucket, volume.place, take_over)
 
 
 def note_if_new(volume: Volume) -> None:
@@ -62,30 +78,31 @@ def note_if_new(volume: Volume) -> None:
         note(NONE_YET.format(volume.key, volume.bucket.url))
 
 
-def check_claim(volume: Volume, take_over: bool, newest: Stamp) -> None:
+def check_claim(bucket: Bucket, place: Place, take_over: bool, newest: Stamp) -> None:
     """Say whose delta is the newest. Raises VolumeBusyError when its writer may still be there."""
     age = max(0.0, time.time() - newest.timestamp / 1000)
     whose = f"TXID {newest.txid}, {ago(age)} old, by writer {newest.writer:016x}"
     note(f"the newest delta is {whose}")
-    if take_over or age >= TAKE_OVER_SECONDS or _has_ended(volume, newest):
+    if take_over or age >= TAKE_OVER_SECONDS or _has_ended(bucket, place, newest):
         return
     raise VolumeBusyError(
-        f"Could not write to {volume.key!r} at {volume.bucket.url}: the newest delta is {whose}, "
+        f"Could not write to {place.image!r} at {bucket.url}: the newest delta is {whose}, "
         "and that writer may still be running. Stop it and wait until the delta is "
         f"{TAKE_OVER_SECONDS / 60:.0f} minutes old, or take the database over with --take-over: "
         "then the other writer can publish nothing any more."
     )
 
 
-def _has_ended(volume: Volume, newest: Stamp) -> bool:
+def _has_ended(bucket: Bucket, place: Place, newest: Stamp) -> bool:
     """Whether the writer of the newest delta said that nothing comes after it: by being one that
-    publishes pages once, or by an image of that very state that it wrote at its end."""
-    place = Place(volume.key)
-    with translated(f"look at {volume.key!r}", volume.bucket):
+    publishes pages once, or none, or by an image of that very state that it wrote at its end."""
+    with translated(f"look at {place.image!r}", bucket):
+        if newest.writer & BRANCHES and newest.writer & PUBLISHES_ONCE:
+            return True
         if newest.writer & PUBLISHES_ONCE:
-            delta = volume.bucket.head(place.delta(newest.txid))
+            delta = bucket.head(place.delta(newest.txid))
             return delta is not None and delta.size > ltx.EMPTY_SIZE
-        image = volume.bucket.head(place.image)
+        image = bucket.head(place.image)
     return image is not None and ENDED in image.metadata and Stamp.of(image) == newest
 
 

@@ -157,13 +157,24 @@ class Database:
 
     def show(self, page_size: int, pages: list[bytes], *, published: bool) -> None:
         """`swap` also where nobody may write. ``published``: the bucket has this very state."""
+        with self.seated() as seat:
+            self.put(seat, page_size, pages, published=published)
+
+    def put(self, seat: Pin, page_size: int, pages: list[bytes], *, published: bool) -> None:
+        """`show` for whoever is in the writer's seat already."""
+        shown = self.image.pages[0] if self.image.pages else None
+        if shown is not None and pages:
+            pages[0] = _unlike(shown, pages[0])
+        self.image.swap(page_size, pages, seat, published=published)
+
+    @contextmanager
+    def seated(self) -> Iterator[Pin]:
+        """Sit in the writer's seat, from which nobody else writes. Raises VolumeBusyError while a
+        transaction is writing."""
         pin = Pin()
         try:
             self._take_seat(pin)
-            shown = self.image.pages[0] if self.image.pages else None
-            if shown is not None and pages:
-                pages[0] = _unlike(shown, pages[0])
-            self.image.swap(page_size, pages, pin, published=published)
+            yield pin
         finally:
             self.image.unpin(pin)
 

@@ -97,6 +97,10 @@ class Pin:
                 run = [self.page(number) for number in range(start + 1, stop + 1)]
             yield run
 
+    def copy(self) -> list[bytes]:
+        """All pages in a new list; the pages themselves are shared."""
+        return [page for run in self.runs(max(1, self.page_count)) for page in run]
+
     @property
     def size(self) -> int:
         """Bytes of the database file that this version is."""

@@ -130,7 +130,7 @@ class DatabaseFile(Pin):
         elif level == RESERVED and lock == SHARED:
             if self._database.refusal is not None:
                 self._database.check_writable()
-            if self._suspect:
+            if self._suspect and self.page_count:
                 raise self._stale()
             try:
                 if not self._image.reserve(self):
@@ -307,6 +307,7 @@ class DatabaseFile(Pin):
             self._base = min(self._base, length)
             if self.page_count == length == 0:
                 self.page_size = 0
+                self._suspect = True  # SQLite goes by the counters of what it has just given up
 
     # -- control ----------------------------------------------------------------------------
 

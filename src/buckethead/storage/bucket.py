@@ -167,14 +167,19 @@ class BucketClient(Bucket):
         with self._conditional(key, if_none_match):
             return self._multipart(key, metadata, send, _conditions(if_none_match, if_match))
 
-    def copy(self, src: str, dst: str) -> bool:
-        info = self.head(src)
+    def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
+        info = seen
+        if info is None or info.size > LARGEST_COPY:  # a listing shows no metadata
+            info = self.head(src)
         if info is None:
             return False
+        if seen is not None and info.etag != seen.etag:
+            raise replaced(src, self.url)
         if info.size > LARGEST_COPY:
             self._multipart(dst, info.metadata, partial(self._copy_parts, info, dst), {})
             return True
         source: CopySourceTypeDef = {"Bucket": self._name, "Key": src}
+        condition: dict[str, Any] = {} if seen is None else {"CopySourceIfMatch": seen.etag}
         s3 = self._s3
         try:
             with self.counters.timed("copy_object"):
@@ -182,12 +187,15 @@ class BucketClient(Bucket):
                     Bucket=self._name,
                     Key=dst,
                     CopySource=source,
+                    **condition,
                     **self._extra,
                     **self._source_key(),
                 )
         except s3.exceptions.ClientError as error:
-            if code_of(error) == "NoSuchKey":  # deleted since the HEAD
+            if code_of(error) == "NoSuchKey":  # deleted since it was seen
                 return False
+            if status_of(error) == 412:
+                raise replaced(src, self.url) from error
             raise
         return True
 

@@ -121,8 +121,12 @@ class Bucket(Protocol):
         too many parts.
         """
 
-    def copy(self, src: str, dst: str) -> bool:
-        """Copy an object with its metadata inside the store; False when ``src`` is missing."""
+    def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
+        """Copy an object with its metadata inside the store; False when ``src`` is missing.
+
+        ``seen`` is what a HEAD or a listing has just shown of it: then it is not looked at first,
+        and only copied where it is that one still. Raises PreconditionFailedError.
+        """
 
     def delete(self, key: str) -> None:
         """Remove an object; nothing happens when there is none."""

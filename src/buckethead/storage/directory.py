@@ -213,12 +213,14 @@ class DirectoryBucket(Bucket):
                 self._publish(new, key, metadata or {}, exclusive=if_none_match)
             return new.etag
 
-    def copy(self, src: str, dst: str) -> bool:
+    def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
         self._path(dst)
         # Under the lock, so that nobody removes the metadata of what is being read.
         with self.counters.timed("copy_object"), self._temporary.new() as new, self._locked():
             try:
                 with open(self._path(src), "rb") as source:
+                    if seen is not None and etag_of(os.fstat(source.fileno())) != seen.etag:
+                        raise replaced(src, self.url)
                     new.fill(iter(partial(source.read, _CHUNK), b""), lambda size: None)
             except FileNotFoundError:
                 return False

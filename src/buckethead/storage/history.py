@@ -7,7 +7,7 @@ where an image and a history contradict each other, both are named and nothing i
 
 import logging
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -16,11 +16,14 @@ from ..errors import HistoryError, ObjectNotFoundError
 from . import ltx
 from .contract import Bucket, ObjectInfo
 from .images import Stamp
-from .layout import TXID, Place
+from .layout import MAIN, TXID, Place
 from .parallel import ordered_map
 from .translate import translated
 
 log = logging.getLogger("buckethead")
+
+TOMBSTONE = 0x8000_6465_6C65_7465
+"""The node id of the delta that a deleted branch ends with. It has no pages and no writer."""
 
 ADOPTED = "buckethead-adopted"
 """Metadata of a first delta: the ETag of the image that was at the key without any history, and
@@ -112,6 +115,16 @@ class Timeline:
         return txid not in self.deltas and txid < self.newest
 
     @property
+    def has_base(self) -> bool:
+        """Whether there is anything to restore from, as far as names tell. Of a branch that is
+        being made it comes last, and of one that is being deleted it goes first."""
+        return self.image is not None or bool(self.snapshots) or 1 in self.deltas
+
+    def entry(self, txid: TXID) -> Entry:
+        """The delta of a state, or the snapshot left of it."""
+        return self.deltas.get(txid) or self.snapshots[txid]
+
+    @property
     def kept_since(self) -> TXID:
         """The oldest state from which on every one can be restored; 0 where there is none."""
         newest = self.newest
@@ -147,8 +160,7 @@ class _Look:
         self._image: ObjectInfo | None = None
         self._previous: ObjectInfo | None = None
         self._epoch = 0
-        self._deltas: dict[TXID, Entry] = {}
-        self._snapshots: dict[TXID, Entry] = {}
+        self._listed: Timeline | None = None
 
     def at_image(self) -> None:
         self._image = self._bucket.head(self._place.image)
@@ -166,17 +178,38 @@ class _Look:
             log.warning("the first delta %r at %s is damaged: %s", key, bucket.url, error)
 
     def at_list(self) -> None:
-        for info in self._bucket.list_objects(self._place.history):
-            parsed = self._place.parsed(info.key)
-            if parsed is not None:
-                is_snapshot, txid = parsed
-                entry = Entry(txid, info.key, info.size, info.last_modified)
-                (self._snapshots if is_snapshot else self._deltas)[txid] = entry
+        self._listed = listed(self._place, self._bucket.list_objects(self._place.history))
 
     def seen(self) -> Timeline:
-        return Timeline(
-            self._place, self._image, self._previous, self._deltas, self._snapshots, self._epoch
-        )
+        assert self._listed is not None, "everything was asked for"
+        return replace(self._listed, image=self._image, previous=self._previous, epoch=self._epoch)
+
+
+def listed(
+    place: Place, objects: Iterable[ObjectInfo], image: ObjectInfo | None = None
+) -> Timeline:
+    """What a listing alone shows of a history, and perhaps the image beside it."""
+    deltas: dict[TXID, Entry] = {}
+    snapshots: dict[TXID, Entry] = {}
+    for info in objects:
+        parsed = place.parsed(info.key)
+        if parsed is not None:
+            is_snapshot, txid = parsed
+            (snapshots if is_snapshot else deltas)[txid] = Entry(
+                txid, info.key, info.size, info.last_modified
+            )
+    return Timeline(place, image, None, deltas, snapshots)
+
+
+def is_deleted(bucket: Bucket, timeline: Timeline) -> bool:
+    """Whether a branch ends with a tombstone, at the price of a GET where it may. Raises
+    HistoryError where its last delta is damaged, BucketError."""
+    newest = timeline.newest
+    if timeline.place.branch == MAIN or not newest:
+        return False
+    if timeline.deltas[newest].size != ltx.EMPTY_SIZE:
+        return False
+    return read_header(bucket, timeline, newest).node_id == TOMBSTONE
 
 
 def adopted_by(bucket: Bucket, place: Place) -> str | None:
@@ -330,7 +363,7 @@ def _timestamp(bucket: Bucket, timeline: Timeline, txid: TXID) -> int:
 def read_header(bucket: Bucket, timeline: Timeline, txid: TXID) -> ltx.Header:
     """The header of a delta, or of the snapshot left of that state. Raises HistoryError,
     BucketError."""
-    entry = timeline.deltas.get(txid) or timeline.snapshots[txid]
+    entry = timeline.entry(txid)
     with translated(f"read {entry.key!r}", bucket):
         data = bucket.get_range(entry.key, 0, ltx.HEADER_SIZE)
     return checked_header(data, entry, bucket)

@@ -16,12 +16,45 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from ..errors import InvalidBranchNameError
+
 TXID: TypeAlias = int
 """Number of a delta within its history, 1 for the first; the state after it has the same number."""
 
 MAIN = "main"
 
+LONGEST_BRANCH = 128
+"""Characters of a branch's name. With key, `.branch.` and `.prev` it is a file name in a directory
+bucket, and those end at 255 bytes."""
+
+BRANCH_NAMES = f"use 1 to {LONGEST_BRANCH} letters, digits, '_' and '-'"
+
+_BRANCH = re.compile(r"[a-zA-Z0-9_-]+")
 _LTX_NAME = re.compile(r"(0000|0009)/([0-9a-f]{16})-([0-9a-f]{16})\.ltx")
+
+
+def checked_branch(name: str) -> str:
+    """The name of a branch. Raises InvalidBranchNameError, a ValueError, TypeError."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a branch is a str, not {type(name).__name__}")
+    if not _BRANCH.fullmatch(name) or len(name) > LONGEST_BRANCH:
+        shown = name if len(name) <= LONGEST_BRANCH else f"{name[:40]}..."
+        raise InvalidBranchNameError(f"{shown!r} is no name for a branch: {BRANCH_NAMES}.")
+    return name
+
+
+def branch_of(key: str, object_key: str) -> str | None:
+    """Which branch of the database at ``key`` an object belongs to; None for one of no branch."""
+    if object_key in (key, previous(key)):
+        return MAIN
+    name = None
+    if object_key.startswith(f"{key}.branch."):
+        name = object_key.removeprefix(f"{key}.branch.").removesuffix(".prev")
+    elif object_key.startswith(f"{key}.ltx/"):
+        name, _, rest = object_key.removeprefix(f"{key}.ltx/").partition("/")
+        name = name if rest else None
+    valid = name is not None and _BRANCH.fullmatch(name) and len(name) <= LONGEST_BRANCH
+    return name if valid else None
 
 
 def previous(key: str) -> str:

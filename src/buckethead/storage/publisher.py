@@ -25,15 +25,18 @@ from ..errors import (
 from ..image.pages import Publication
 from . import layout, ltx
 from .contract import Bucket
-from .history import ADOPTED, utc
+from .history import ADOPTED, TOMBSTONE, utc
 from .images import Stamp
 from .layout import TXID, Place
 from .probe import check_conditions
 from .translate import translated
 
 PUBLISHES_ONCE = 1 << 63
-"""Set in the node id of a writer that publishes pages once and then ends; others have 63 bits. So
+"""Set in the node id of a writer that publishes pages once and then ends; others have 62 bits. So
 whoever finds such a delta knows that its writer is gone."""
+
+BRANCHES = 1 << 62
+"""Set beside it in that of the claim which a branch begins with: its writer publishes no pages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,7 @@ class Publisher:
         self.place = place
         self.stamp = stamp
         self.page_size = 0  # of the history; 0 while nothing is known
-        self.node = secrets.randbits(63) | 1
+        self.node = secrets.randbits(62) | 1
         self.adopted: str | None = None
         self.claimed = False
         self.fenced: FencedError | None = None
@@ -257,7 +260,9 @@ class Publisher:
 
     def _fenced_by(self, found: ltx.Header | None, txid: TXID) -> FencedError:
         who = "an object that is no delta of ours is there"
-        if found is not None:
+        if found is not None and found.node_id == TOMBSTONE:
+            who = f"the branch was deleted, {utc(found.timestamp / 1000)}"
+        elif found is not None:
             who = (
                 f"another writer ({found.node_id:016x}) has published it, "
                 f"{utc(found.timestamp / 1000)} by its clock"

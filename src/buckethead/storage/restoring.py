@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from ..errors import (
+    BranchNotFoundError,
     HistoryError,
     ObjectNotFoundError,
     PreconditionFailedError,
@@ -20,9 +21,21 @@ from ..image import header as page1_header
 from ..image.pages import PageImage
 from . import ltx
 from .contract import Bucket
-from .history import Entry, Plan, Timeline, best_before, damaged, look, plans, read_header
+from .history import (
+    TOMBSTONE,
+    Entry,
+    Plan,
+    Timeline,
+    best_before,
+    damaged,
+    is_deleted,
+    look,
+    plans,
+    read_header,
+    utc,
+)
 from .images import IntegrityCheck, Progress, Stamp, check_database, download
-from .layout import TXID, Place
+from .layout import MAIN, TXID, Place
 from .parallel import ordered_map
 from .translate import translated
 
@@ -98,6 +111,16 @@ Target = Callable[[Timeline], TXID]
 """Which state is meant, asked when it is known what there is."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A published state of a related history that is in memory already. ``pages`` makes a list of
+    its pages, for whoever calls to keep."""
+
+    stamp: Stamp
+    page_size: int
+    pages: Callable[[], list[bytes]]
+
+
 def restore(
     bucket: Bucket,
     place: Place,
@@ -105,16 +128,23 @@ def restore(
     *,
     integrity_check: IntegrityCheck = "full",
     progress: Progress | None = None,
+    known: Known | None = None,
 ) -> Restored | None:
-    """A state in memory, the newest when not told; None when there is no database.
+    """A state in memory, the newest when not told; None when there is no database, and for a
+    branch that was deleted, or whose making was never finished.
 
-    Damaged objects are gone around where that gives the very same state, and logged. Raises
-    HistoryError, SnapshotCorruptError, BucketError.
+    Where the newest state goes on from the ``known`` one, only what came after that is read; in
+    any case the pages that are equal are shared. Damaged objects are gone around where that gives
+    the very same state, and logged. Raises HistoryError, SnapshotCorruptError, BucketError.
     """
     timeline = look(bucket, place, previous=target is not None)
     for _ in range(ATTEMPTS_WHEN_MOVED_ON):
         try:
-            return _restore(bucket, timeline, target, integrity_check, progress)
+            if timeline.newest and not timeline.has_base and place.branch != MAIN:
+                return None
+            if is_deleted(bucket, timeline):
+                return None
+            return _restore(bucket, timeline, target, integrity_check, progress, known)
         except (
             *(ObjectNotFoundError, PreconditionFailedError, HistoryError, SnapshotCorruptError),
         ) as error:
@@ -131,7 +161,10 @@ def _restore(
     target: Target | None,
     integrity_check: IntegrityCheck,
     progress: Progress | None,
+    known: Known | None,
 ) -> Restored | None:
+    if known is not None and target is None and _leads_on_from(bucket, timeline, known.stamp):
+        return _gone_on(bucket, timeline, known, progress)
     ways = plans(timeline, target(timeline) if target is not None else None)
     faults: list[HistoryError | SnapshotCorruptError] = []
     damaged_bases: list[str] = []
@@ -141,6 +174,8 @@ def _restore(
             continue
         try:
             state = follow(bucket, timeline, plan, progress)
+            if known is not None:
+                _share(state.pages, known.pages())
             image = PageImage(state.page_size, state.pages)
             check_database(image, bucket, plan.base, integrity_check)
         except (HistoryError, SnapshotCorruptError) as fault:
@@ -160,6 +195,36 @@ def _restore(
     if faults:
         raise faults[0]
     return None
+
+
+def _leads_on_from(bucket: Bucket, timeline: Timeline, stamp: Stamp) -> bool:
+    """Whether a history has gone through the state of another one and kept all that came after."""
+    txid = stamp.txid
+    if txid not in timeline.deltas and txid not in timeline.snapshots:
+        return False
+    if not all(later in timeline.deltas for later in range(txid + 1, timeline.newest + 1)):
+        return False
+    header = read_header(bucket, timeline, txid)
+    return (header.timestamp, header.node_id) == (stamp.timestamp, stamp.writer)
+
+
+def _gone_on(
+    bucket: Bucket, timeline: Timeline, known: Known, progress: Progress | None
+) -> Restored:
+    """The newest state, from one in memory that was checked when it got there."""
+    stamp, newest = known.stamp, timeline.newest
+    deltas = tuple(timeline.deltas[txid] for txid in range(stamp.txid + 1, newest + 1))
+    plan = Plan(timeline.entry(stamp.txid).key, stamp.txid, 0, deltas, newest)
+    state = State(known.page_size, known.pages(), stamp.txid, stamp.timestamp, stamp.writer)
+    _apply_all(state, bucket, plan, progress)
+    return _restored(timeline, plan, state, PageImage(state.page_size, state.pages), [])
+
+
+def _share(pages: list[bytes], others: list[bytes]) -> None:
+    """Let equal pages of two states be the same in memory."""
+    for at, (page, other) in enumerate(zip(pages, others, strict=False)):
+        if page == other:
+            pages[at] = other
 
 
 def _warn_of(faults: Iterable[HistoryError | SnapshotCorruptError]) -> None:
@@ -192,13 +257,17 @@ def follow(
     """Carry a plan out. Raises HistoryError, SnapshotCorruptError, BucketError."""
     with translated(f"restore {timeline.place.key!r}", bucket):
         state = _base(bucket, timeline, plan, progress)
-        for entry, chunks in fetched(bucket, plan.deltas):
-            apply_next(state, bucket, entry, chunks)
-            if progress is not None:
-                progress(entry.size)
+        _apply_all(state, bucket, plan, progress)
     if state.pages:
         state.pages[0] = page1_header.without_wal(state.pages[0])
     return state
+
+
+def _apply_all(state: State, bucket: Bucket, plan: Plan, progress: Progress | None) -> None:
+    for entry, chunks in fetched(bucket, plan.deltas):
+        apply_next(state, bucket, entry, chunks)
+        if progress is not None:
+            progress(entry.size)
 
 
 def _base(bucket: Bucket, timeline: Timeline, plan: Plan, progress: Progress | None) -> State:
@@ -244,9 +313,16 @@ def _reported(chunks: Iterable[bytes], progress: Progress | None) -> Iterator[by
 
 
 def apply_next(state: State, bucket: Bucket, entry: Entry, chunks: Iterable[bytes]) -> None:
-    """Apply the delta of an entry. Raises HistoryError; the state is spoilt then."""
+    """Apply the delta of an entry. Raises HistoryError, and BranchNotFoundError for a tombstone;
+    the state is spoilt then."""
     try:
         reader = ltx.Reader(chunks)
+        if reader.header.node_id == TOMBSTONE:
+            when = utc(reader.header.timestamp / 1000)
+            raise BranchNotFoundError(
+                f"Could not go on to TXID {entry.txid}: with {entry.key!r} at {bucket.url} the "
+                f"branch was deleted, {when}."
+            )
         if (reader.header.min_txid, reader.header.max_txid) != (state.txid + 1, entry.txid):
             raise ltx.LTXError(
                 f"it is the delta of TXID {reader.header.min_txid}-{reader.header.max_txid}, under "

@@ -33,6 +33,11 @@ class Freed:
     snapshots: int
     size: int
 
+    def __add__(self, other: "Freed") -> "Freed":
+        return Freed(
+            self.deltas + other.deltas, self.snapshots + other.snapshots, self.size + other.size
+        )
+
 
 def now(timeline: Timeline) -> float:
     """The store's time as far as the objects of a history tell, in unix seconds."""
@@ -107,14 +112,14 @@ def free(
     entries = expired(timeline, seconds)
     if entries and not dry_run:
         if stamp is not None:
-            _check_still_ours(bucket, timeline, stamp)
+            check_still_ours(bucket, timeline, stamp)
         with translated(f"delete what is not kept of {place.key!r}", bucket):
             bucket.delete_many(entry.key for entry in entries)
     deltas = sum(entry.key == place.delta(entry.txid) for entry in entries)
     return Freed(deltas, len(entries) - deltas, sum(entry.size for entry in entries))
 
 
-def _check_still_ours(bucket: Bucket, timeline: Timeline, stamp: Stamp) -> None:
+def check_still_ours(bucket: Bucket, timeline: Timeline, stamp: Stamp) -> None:
     """Re-read the newest delta, and look for its successor: both must be ours (invariant 9). They
     may be newer than ``stamp``, since our own flushes go on."""
     place, newest = timeline.place, timeline.newest
