@@ -35,7 +35,7 @@ from buckethead.bench.statements import BASE
 from buckethead.cli.bench import tables
 from buckethead.core import registry
 from buckethead.follower import Follower
-from buckethead.registry import uri_of
+from buckethead.uris import uri_of
 
 PART_SIZE = 8 * 1024 * 1024
 

@@ -99,6 +99,24 @@ def test_nothing_else_is_a_key(kv: KV, key: Any) -> None:
     assert kv.keys() == []
 
 
+@pytest.mark.parametrize("bad", ["\ud800", "secret\udfff"])
+def test_half_a_character_is_neither_key_nor_value(
+    kv: KV, connection: apsw.Connection, bad: str
+) -> None:
+    uses: list[Callable[[], object]] = [
+        *(lambda: kv.get(bad), lambda: kv.exists(bad), lambda: kv.keys(bad), lambda: kv[bad]),
+        *(lambda: kv.set(bad, "x"), lambda: kv.incr(bad), lambda: kv.delete(bad)),
+        *(lambda: kv.set_bytes(bad, b"x"), lambda: kv.set("key", bad)),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="lone surrogate") as caught:
+            use()
+        assert "secret" not in str(caught.value)
+        assert caught.value.__suppress_context__, "the error below has the whole text"
+    assert bad not in kv
+    assert tables(connection) == []
+
+
 def test_values_of_other_types_are_refused(kv: KV) -> None:
     kv.set("a", "before")
     bad: Any
@@ -130,6 +148,15 @@ def test_bytes_that_are_no_text_are_said_to_be(kv: KV) -> None:
         kv.get("k" * 100)
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_text_that_is_no_text_reads_like_bytes(kv: KV, connection: apsw.Connection) -> None:
+    kv.set("a", "text")
+    connection.execute("UPDATE kvstore SET value = CAST(x'736563726574ff' AS TEXT)")
+    assert kv.get_bytes("a") == b"secret\xff"
+    for read in (lambda: kv.get("a"), lambda: kv["a"], kv.items):
+        with pytest.raises(ValueError, match=r"^Could not read 'a' as text.*get_bytes"):
+            read()
 
 
 def test_numbers_that_sql_put_there_read_as_text(kv: KV, connection: apsw.Connection) -> None:
@@ -262,7 +289,9 @@ def test_to_set_again_is_to_begin_anew(kv: KV, clock: Clock, connection: apsw.Co
     assert times() == (began + 4.6, began + 4.6, None)
 
 
-@pytest.mark.parametrize("ttl", [0, -1, -0.5, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "ttl", [0, -1, -0.5, math.nan, math.inf, -math.inf, pytest.param(10**400, id="huge")]
+)
 def test_a_ttl_is_above_0(kv: KV, ttl: float) -> None:
     kv.set("a", "before")
     with pytest.raises(ValueError, match=r"^Could not set 'a': ttl=.* above 0"):
@@ -271,9 +300,10 @@ def test_a_ttl_is_above_0(kv: KV, ttl: float) -> None:
 
 
 def test_a_ttl_is_a_number(kv: KV) -> None:
-    bad: Any = "10"
-    with pytest.raises(TypeError, match="ttl is str, not seconds"):
-        kv.set("a", "x", ttl=bad)
+    bad: Any
+    for bad in ("10", True):
+        with pytest.raises(TypeError, match=f"ttl is {type(bad).__name__}, not seconds"):
+            kv.set("a", "x", ttl=bad)
 
 
 # ---- counting
@@ -303,9 +333,11 @@ def test_numbers_end_at_64_bits(kv: KV) -> None:
     with pytest.raises(ValueError, match="64 bits"):
         kv.incr("n", 2**63)
     assert kv.incr("n", -largest) == 0
-    bad: Any = 1.0
-    with pytest.raises(TypeError, match="float, not int"):
-        kv.incr("n", bad)
+    assert kv.incr("n", -(2**63)) == -(2**63)
+    bad: Any
+    for bad in (1.0, True):
+        with pytest.raises(TypeError, match=f"{type(bad).__name__}, not int"):
+            kv.incr("n", bad)
 
 
 def test_a_counter_keeps_its_end_and_begins_again_after_it(kv: KV, clock: Clock) -> None:

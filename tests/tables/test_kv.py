@@ -16,8 +16,8 @@ from buckethead import BucketSQLite, SnapshotConfig
 from buckethead.errors import PublicationError, VolumeError
 from buckethead.interfaces.kv import KV
 from buckethead.interfaces.kvstore import sweeper_of
-from buckethead.registry import uri_of
 from buckethead.tables.kv import ROWIDS
+from buckethead.uris import uri_of
 from kv_tools import Clock, Machine, alone, make_old, mount, stored, tables
 from volume_tools import column, directory, nothing_left_mounted
 
@@ -430,6 +430,20 @@ def test_what_cannot_be_written(
         connection.execute(update.format(""), values)
     connection.execute(update.format("OR IGNORE"), values)
     assert pairs(connection) == [("a", "before"), ("b", "before")]
+
+
+@pytest.mark.parametrize("column", ["created_at", "updated_at"])
+@pytest.mark.parametrize("time", ["soon", b"1"])
+def test_a_time_is_a_number(connection: apsw.Connection, column: str, time: Any) -> None:
+    kv = KV(connection)
+    kv.set("a", "before")
+    for sql in (
+        f"INSERT OR REPLACE INTO bh_kv(key, value, {column}) VALUES ('a', 'after', ?)",
+        f"UPDATE bh_kv SET value = 'after', {column} = ?",
+    ):
+        with pytest.raises(apsw.ConstraintError, match=f"^bh_kv.{column} is to be a time in unix"):
+            connection.execute(sql, (time,))
+    assert kv["a"] == "before"
 
 
 def test_rowids_and_schemas_are_not_the_users(pair: apsw.Connection) -> None:

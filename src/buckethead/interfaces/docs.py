@@ -28,6 +28,7 @@ from .filters import (
     json_path,
     ordering,
 )
+from .statements import as_one, run
 
 Document = dict[str, Any]
 Row = tuple[str, str, str, float, float]
@@ -107,13 +108,13 @@ class Collection:
         as_json(changes, "changes")
         touched = f"UPDATE main.bh_docs SET updated_at = ? {_ONE} RETURNING id, doc"
         key = (self.name, _text(id, "id"))
-        with _transaction(self._connection):
+        with as_one(self._connection):
             # a write first: nobody can change the document between reading and writing
             found = list(self._rows(touched, (time.time(), *key)))
             if not found:
                 raise self._missing(id)
             merged = _encode({**self._decode(*found[0]), **changes}, id)
-            self._execute(f"UPDATE main.bh_docs SET doc = ? {_ONE}", (merged, *key))
+            run(self._connection, f"UPDATE main.bh_docs SET doc = ? {_ONE}", (merged, *key))
 
     def delete(self, id: str) -> bool:
         """Delete a document; False when there was none."""
@@ -140,11 +141,12 @@ class Collection:
                 "on the path work without one"
             )
         expression = extract(apsw.format_sql_value(literal))
-        with _transaction(self._connection), self._explained():
-            self._execute(_CREATE)
-            self._execute(
+        with as_one(self._connection), self._explained():
+            run(self._connection, _CREATE)
+            run(
+                self._connection,
                 f"CREATE INDEX IF NOT EXISTS main.{index_name(literal)} "
-                f"ON bh_docs(collection, {expression})"
+                f"ON bh_docs(collection, {expression})",
             )
 
     def _row(self, document: Document, id: str | None) -> Row:
@@ -154,19 +156,19 @@ class Collection:
         return self.name, key, _encode(document, key), now, now
 
     def _insert(self, rows: list[Row]) -> None:
-        with _transaction(self._connection), self._explained():
+        with as_one(self._connection), self._explained():
             try:
                 self._add(rows)
             except apsw.SQLError:
                 if self._schema("table"):
                     raise
-                self._execute(_CREATE)
+                run(self._connection, _CREATE)
                 self._add(rows)
 
     def _add(self, rows: list[Row]) -> None:
         for row in rows:
             try:
-                self._execute(_INSERT, row)
+                run(self._connection, _INSERT, row)
             except apsw.ConstraintError as error:
                 code = error.extendedresult  # type: ignore[attr-defined]  # not in APSW's stubs
                 if code != apsw.SQLITE_CONSTRAINT_PRIMARYKEY:
@@ -244,7 +246,7 @@ class Collection:
         """The rows of a statement: none where the table was never made."""
         with self._explained():
             try:
-                yield from self._execute(sql, tuple(values))
+                yield from run(self._connection, sql, tuple(values))
             except apsw.SQLError:
                 if self._schema("table"):
                     raise
@@ -252,12 +254,7 @@ class Collection:
     def _schema(self, kind: str) -> set[str]:
         # PRAGMA index_list would answer from a schema that is out of date
         of_table = "SELECT name FROM main.sqlite_schema WHERE tbl_name = 'bh_docs' AND type = ?"
-        return {name for (name,) in self._execute(of_table, (kind,))}
-
-    def _execute(self, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
-        cursor = apsw.Cursor(self._connection)  # whatever cursors and rows the connection gives
-        cursor.row_trace = None
-        return cursor.execute(sql, values)
+        return {name for (name,) in run(self._connection, of_table, (kind,))}
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -269,7 +266,7 @@ class Collection:
                 raise
             # 6: JSON5, because 0.1 wrote NaN, or JSONB
             bad = "SELECT collection, id FROM main.bh_docs WHERE NOT json_valid(doc, 6) LIMIT 1"
-            for collection, id in self._execute(bad):
+            for collection, id in run(self._connection, bad):
                 raise _not_a_document(collection, id) from error
             raise
 
@@ -304,16 +301,3 @@ def _not_a_document(collection: str, id: str) -> ValueError:
         f"Could not read the collection {collection!r}: what is stored under the id {id!r} is not "
         "a JSON object. Something else wrote it to bh_docs: replace() or delete() it"
     )
-
-
-@contextmanager
-def _transaction(connection: apsw.Connection) -> Iterator[None]:
-    """All or nothing: a savepoint in the running transaction, else a transaction that has the
-    write lock from its beginning."""
-    mode = connection.transaction_mode
-    connection.transaction_mode = "IMMEDIATE"
-    try:
-        with connection:
-            yield
-    finally:
-        connection.transaction_mode = mode

@@ -5,16 +5,16 @@ is none; so it happens whole or not at all, and is never committed or undone on 
 key is absent at once; the next write deletes it.
 """
 
-import math
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 import apsw
 
-from .kvstore import ALIVE, make, read, run, sweeper_of
+from .kvstore import ALIVE, make, read, sweeper_of
+from .statements import as_one, run
 
 Default = TypeVar("Default")
 
@@ -26,6 +26,7 @@ SHOWN = 60
 
 _ROW = '"main".kvstore'
 _GET = f"SELECT value FROM {_ROW} WHERE key = ? AND {ALIVE}"
+_GET_BYTES = f"SELECT CAST(value AS BLOB) FROM {_ROW} WHERE key = ? AND {ALIVE}"
 _EXISTS = f"SELECT 1 FROM {_ROW} WHERE key = ? AND {ALIVE}"
 _COUNT = f"SELECT count(*) FROM {_ROW} WHERE {ALIVE}"
 _LIST = f"SELECT {{}} FROM {_ROW} WHERE key >= ? AND key < ? AND {ALIVE} ORDER BY key"
@@ -55,6 +56,8 @@ class KV:
 
     It reads and writes through ``connection``, in whatever transaction that is in. Keys are any
     text. Nothing is created before the first write. The same keys are the table ``bh_kv`` in SQL.
+    Threads that share one may write at the same time; to read beside that, each needs a connection
+    of its own, else APSW raises ThreadingViolationError.
 
     Besides what is said below, reading and writing raise what SQL raises: apsw.BusyError where
     another connection writes for too long, or has written since this transaction began to read;
@@ -108,12 +111,21 @@ class KV:
 
     def items(self, prefix: str = "") -> list[tuple[str, str]]:
         """Keys and their texts, otherwise as `keys`. Raises ValueError like `get`."""
-        return [(key, _text(key, value)) for key, value in self._list("key, value", prefix)]
+        try:
+            return [(key, _text(key, value)) for key, value in self._list("key, value", prefix)]
+        except UnicodeDecodeError:
+            for key in self.keys(prefix):
+                self.get(key)  # raises, and names the key
+            raise
 
     def _value(self, key: str) -> Any:
-        if type(key) is not str:
+        if type(key) is not str or not key.isascii():
             _check_key(key)
-        return self._read(_GET, (key, time.time())).get
+        values = (key, time.time())
+        try:
+            return self._read(_GET, values).get
+        except UnicodeDecodeError:  # SQL can put text there that is no UTF-8
+            return self._read(_GET_BYTES, values).get
 
     def _list(self, columns: str, prefix: str) -> Iterator[tuple[Any, ...]]:
         _check_key(prefix)
@@ -131,14 +143,17 @@ class KV:
     def set(self, key: str, value: str, *, ttl: float | None = None) -> None:
         """Give a key its value, for ``ttl`` seconds; without, for good, also where it had an end.
 
-        Raises TypeError for anything but text, ValueError for a ``ttl`` that is no number of
-        seconds above 0, and apsw.TooBigError for more than SQLite takes (1 GB).
+        Raises TypeError for anything but text, ValueError for text with a lone surrogate and for
+        a ``ttl`` that is no number of seconds above 0, and apsw.TooBigError for more than SQLite
+        takes (1 GB).
         """
         if not isinstance(value, str):
             raise TypeError(
                 f"Could not set {_shown(key)}: the value is to be str, and is "
                 f"{type(value).__name__}. For bytes there is set_bytes(); write others as text."
             )
+        if not value.isascii():
+            _check_text(value, "value")
         self._set(key, value, ttl)
 
     def set_bytes(
@@ -153,7 +168,7 @@ class KV:
         self._set(key, value, ttl)
 
     def _set(self, key: str, value: Any, ttl: float | None) -> None:
-        if type(key) is not str:
+        if type(key) is not str or not key.isascii():
             _check_key(key)
         now = time.time()
         expires_at = None if ttl is None else now + _seconds(key, ttl)
@@ -175,11 +190,11 @@ class KV:
         fit into 64 bits; TypeError where ``amount`` is no integer.
         """
         _check_key(key)
-        if not isinstance(amount, int):
+        if not isinstance(amount, int) or isinstance(amount, bool):
             raise TypeError(
                 f"Could not add to {_shown(key)}: the amount is {type(amount).__name__}, not int."
             )
-        if amount.bit_length() > 63:
+        if not -(2**63) <= amount < 2**63:
             raise ValueError(f"Could not add to {_shown(key)}: the amount has more than 64 bits.")
         now = time.time()
         number = self._write(_INCR, (key, amount, now), now)
@@ -199,7 +214,7 @@ class KV:
                     self._sweeper.sweep(self._connection, "main", now)
                 return run(self._connection, sql, values).get
             except apsw.SQLError:
-                with _as_one(self._connection):
+                with as_one(self._connection):
                     if not make(self._connection, "main", create=create):
                         return None
             return run(self._connection, sql, values).get
@@ -220,7 +235,10 @@ class KV:
             raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self.exists(key)
+        try:
+            return isinstance(key, str) and self.exists(key)
+        except ValueError:  # no text, so no key
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -232,6 +250,14 @@ class KV:
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise TypeError(f"Keys are str; this one is {type(key).__name__}.")
+    _check_text(key, "key")
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # which would carry the whole text along
+        raise ValueError(f"The {what} is no Unicode text: it has a lone surrogate.") from None
 
 
 def _shown(key: str) -> str:
@@ -251,9 +277,9 @@ def _text(key: str, value: Any) -> str:
 
 
 def _seconds(key: str, ttl: float) -> float:
-    if not isinstance(ttl, int | float):
+    if not isinstance(ttl, int | float) or isinstance(ttl, bool):
         raise TypeError(f"Could not set {_shown(key)}: ttl is {type(ttl).__name__}, not seconds.")
-    if not (math.isfinite(ttl) and ttl > 0):
+    if not 0 < ttl <= sys.float_info.max:
         raise ValueError(
             f"Could not set {_shown(key)}: ttl={ttl!r} is no number of seconds above 0. Leave it "
             "out for a key that does not expire."
@@ -269,19 +295,3 @@ def _after(prefix: str) -> str | bytes:
     # UTF-8 sorts by code point; the surrogates in between are no characters
     following = 0xE000 if stem[-1] == "\ud7ff" else ord(stem[-1]) + 1
     return stem[:-1] + chr(following)
-
-
-@contextmanager
-def _as_one(connection: apsw.Connection) -> Iterator[None]:
-    """The block happens whole or not at all, within the transaction that is running if any."""
-    begin, end, undo = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
-    if connection.in_transaction:
-        begin, end, undo = "SAVEPOINT bh_kv", "RELEASE bh_kv", "ROLLBACK TO bh_kv; RELEASE bh_kv"
-    run(connection, begin)
-    try:
-        yield
-    except BaseException:
-        if connection.in_transaction:  # SQLite itself rolls back after some errors
-            run(connection, undo).fetchall()
-        raise
-    run(connection, end)

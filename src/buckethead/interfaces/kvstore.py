@@ -14,6 +14,7 @@ import apsw
 from ..errors import VolumeError
 from ..image.database import Database
 from ..image.vfs import file_of
+from .statements import columns_of, quoted, run
 
 TABLE = "kvstore"
 OLD_TABLE = "bh_kv"
@@ -40,27 +41,6 @@ _FIRST = (
     " WHERE expires_at IS NOT NULL"
 )
 _SWEEP = "DELETE FROM {schema}.kvstore INDEXED BY kvstore_expires WHERE expires_at <= ?"
-
-
-def quoted(schema: str) -> str:
-    """The name of a schema as SQL wants it."""
-    return '"' + schema.replace('"', '""') + '"'
-
-
-def run(connection: apsw.Connection, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
-    """Execute a statement of ours, whatever the connection's own cursors make of rows."""
-    cursor = apsw.Cursor(connection)
-    cursor.row_trace = None
-    return cursor.execute(sql, values)
-
-
-def columns_of(connection: apsw.Connection, schema: str, table: str) -> tuple[str, ...]:
-    """The columns of a real table, in lower case; none where there is no such table."""
-    there = f"SELECT 1 FROM {quoted(schema)}.sqlite_schema WHERE type = 'table' AND lower(name) = ?"
-    if run(connection, there, (table,)).fetchone() is None:
-        return ()  # the pragma would tell the columns of a virtual table of that name
-    sql = "SELECT lower(name) FROM pragma_table_info(?, ?)"
-    return tuple(name for (name,) in run(connection, sql, (table, schema)))
 
 
 def _found(connection: apsw.Connection, schema: str) -> str | None:

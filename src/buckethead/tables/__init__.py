@@ -6,26 +6,39 @@ the tables, which refuse databases that are no volume. SQLite connects a table w
 named.
 """
 
+from functools import partial
 from typing import cast
 
 import apsw
 
+from ..registry import Registry
+from .branches import BranchesModule
+from .files import FilesModule
 from .kv import KVModule
+from .status import StatusModule
 
-_KV = cast("apsw.VTModule", KVModule())  # APSW does not need all the methods of its protocol
+_READ_ONLY = ("bh_status",)
 
 
-def install() -> None:
+def install(registry: Registry) -> None:
     """Give the tables to every connection opened from now on."""
-    apsw.connection_hooks.append(_add_to)
+    modules: dict[str, object] = {
+        "bh_branches": BranchesModule(registry),
+        "bh_files": FilesModule(),
+        "bh_kv": KVModule(),
+        "bh_status": StatusModule(),
+    }
+    apsw.connection_hooks.append(partial(_add_to, modules))
 
 
-def _add_to(connection: apsw.Connection) -> None:
-    connection.create_module(
-        "bh_kv",
-        _KV,
-        use_bestindex_object=True,
-        use_no_change=True,
-        eponymous=True,
-        eponymous_only=True,
-    )
+def _add_to(modules: dict[str, object], connection: apsw.Connection) -> None:
+    for name, module in modules.items():
+        connection.create_module(
+            name,
+            cast("apsw.VTModule", module),  # APSW does not need all the methods of its protocol
+            use_bestindex_object=True,
+            use_no_change=True,
+            eponymous=True,
+            eponymous_only=True,
+            read_only=name in _READ_ONLY,
+        )

@@ -14,9 +14,10 @@ from typing import Any
 
 import apsw
 
-from ..errors import VolumeError
 from ..image.vfs import file_of
-from ..interfaces.kvstore import ALIVE, Sweeper, make, quoted, read, run, sweeper_of
+from ..interfaces.kvstore import ALIVE, Sweeper, make, read, sweeper_of
+from ..interfaces.statements import quoted, run
+from .schemas import EQUAL, file_in, takes_schema
 
 COLUMNS = ("key", "value", "created_at", "updated_at", "expires_at", "schema")
 KEY, VALUE, SCHEMA = 0, 1, 5
@@ -36,7 +37,6 @@ _TERMS = {
     apsw.SQLITE_INDEX_CONSTRAINT_GLOB: "key GLOB ?",
     apsw.SQLITE_INDEX_CONSTRAINT_LIKE: "key LIKE ?",
 }
-_EQUAL = (apsw.SQLITE_INDEX_CONSTRAINT_EQ, apsw.SQLITE_INDEX_CONSTRAINT_IS)
 _PATTERNS = (apsw.SQLITE_INDEX_CONSTRAINT_GLOB, apsw.SQLITE_INDEX_CONSTRAINT_LIKE)
 _BELOW = apsw.SQLITE_INDEX_CONSTRAINT_LT
 _SCHEMA_GIVEN, _VALUE_NEEDED = 1, 2  # bits of the index number
@@ -88,36 +88,22 @@ class KVTable:
         """That of the volume that the schema is. Raises VolumeError where it is none."""
         if schema == "main" and self._main is not None:
             return self._main
-        connection = self.connection
-        if not isinstance(schema, str) or schema not in connection.db_names():
-            raise VolumeError(
-                f"Could not use bh_kv of {schema!r}: there is no such schema. Attached are "
-                f"{', '.join(connection.db_names())}."
-            )
-        if schema == "temp" or file_of(connection, schema) is None:
-            raise VolumeError(
-                f"Could not use bh_kv of {schema!r}, which is no volume. Name the schema that is "
-                "one: SELECT * FROM bh_kv('NAME'), INSERT INTO bh_kv(schema, key, value) ..."
-            )
-        return sweeper_of(connection, schema)
+        file_in(self.connection, "bh_kv", schema)
+        return sweeper_of(self.connection, str(schema))
 
     # -- reading ----------------------------------------------------------------------------
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
         """Take the schema and the conditions on the key; the index string is what they become."""
-        flags = _VALUE_NEEDED if VALUE in info.colUsed else 0
-        for number in range(info.nConstraint):
-            if _is_on(info, number, SCHEMA, _EQUAL) and not flags & _SCHEMA_GIVEN:
-                if not info.get_aConstraint_usable(number):
-                    return False  # without it the rows of another schema would be shown
-                flags |= _SCHEMA_GIVEN
-                info.set_aConstraintUsage_argvIndex(number, 1)
-                info.set_aConstraintUsage_omit(number, True)
+        schema = takes_schema(info, SCHEMA)
+        if schema is None:
+            return False
+        flags = (_VALUE_NEEDED if VALUE in info.colUsed else 0) | (_SCHEMA_GIVEN if schema else 0)
         taken = _conditions(info)
         for place, number in enumerate(taken, 2 if flags & _SCHEMA_GIVEN else 1):
             info.set_aConstraintUsage_argvIndex(number, place)
         terms = " AND ".join(_TERMS[op] for op in taken.values())
-        rows = _ONE if any(op in _EQUAL for op in taken.values()) else _SOME if taken else _ALL
+        rows = _ONE if any(op in EQUAL for op in taken.values()) else _SOME if taken else _ALL
         info.idxNum = flags
         info.idxStr = f"{terms} {_order(info)}".strip()
         info.estimatedRows = rows
@@ -288,13 +274,14 @@ def _order(info: apsw.IndexInfo) -> str:
 
 def _fault(row: dict[str, Any]) -> str | None:
     """What is wrong with the values for a row."""
-    key, expires_at = row.get("key", ""), row.get("expires_at")
+    key = row.get("key", "")
     if key is None or isinstance(key, bytes):
         return "bh_kv.key is to be text"
     if "value" in row and row["value"] is None:
         return "NOT NULL constraint failed: bh_kv.value"
-    if not isinstance(expires_at, int | float | None):
-        return "bh_kv.expires_at is to be a time in unix seconds, or NULL"
+    for time_of in ("created_at", "updated_at", "expires_at"):
+        if not isinstance(row.get(time_of), int | float | None):
+            return f"bh_kv.{time_of} is to be a time in unix seconds, or NULL"
     return None
 
 
