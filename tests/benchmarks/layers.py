@@ -6,6 +6,8 @@ SeaweedFS runs beside it as a child process on this machine, and competes for it
 Exits with 1 when a bar is missed.
 """
 
+import io
+import random
 import sys
 import tempfile
 import time
@@ -15,22 +17,23 @@ from pathlib import Path
 
 import apsw
 import click
-import transfers_of_files as files
 from rich.console import Console
 from rich.table import Table
 
-from buckethead import KV, Branches, BucketConfig, SnapshotConfig
-from buckethead.bench.measure import interleaved, quiet, resident_bytes
+from buckethead import KV, Branches, BucketClient, BucketConfig, FileStore, SnapshotConfig
+from buckethead.bench.measure import PeakMemory, interleaved, quiet, resident_bytes
 from buckethead.core import registry
 from buckethead.uris import uri_of
 from buckethead.volume import Volume
-from servers import fresh_bucket, running_seaweedfs
 
 MEGABYTE = 1_000_000
 KEYS = 100_000
 AT_ONCE = 5_000
 ROUNDS = 7
 DELTAS = 20
+FILES_MB = 32.0
+PART_SIZE = 8 * 1024 * 1024
+CHUNK = 64 * 1024
 LONG = SnapshotConfig(interval_seconds=3600.0, min_interval_seconds=0.0)
 
 
@@ -150,6 +153,60 @@ def forked(volume: Volume) -> list[Bar]:
     ]
 
 
+# ---- files
+
+
+class Noise(io.RawIOBase):
+    """A stream of random bytes that cannot be sought in and holds nothing of them."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._left = size
+        self._random = random.Random(seed)
+
+    def read(self, size: int = -1) -> bytes:
+        length = min(self._left, CHUNK)
+        self._left -= length
+        return self._random.randbytes(length)
+
+
+def measured(name: str, size: int, action: Callable[[], object]) -> float:
+    """Run an action and print what it took; the memory above before, in MB."""
+    with PeakMemory() as memory:
+        started = time.perf_counter()
+        action()
+        seconds = time.perf_counter() - started
+    added = memory.added / MEGABYTE
+    speed = size / MEGABYTE / seconds
+    click.echo(f"{name:28} {added:6.1f} MB above before {speed:7.0f} MB/s")
+    return added
+
+
+def transfers(config: BucketConfig, folder: Path, size: int) -> list[float]:
+    """Put and get files of so many bytes; the memory that each took."""
+    files = FileStore(apsw.Connection(":memory:"), BucketClient(config))
+    files.put(b"boto3 is imported, and connected")
+    source, copy = folder / "source", folder / "copy"
+    with source.open("wb") as file:
+        noise = Noise(size, seed=1)
+        while chunk := noise.read():
+            file.write(chunk)
+    keys: list[str] = []
+    added = [
+        measured("put(Path)", size, lambda: keys.append(files.put(source))),
+        measured("put(stream)", size, lambda: keys.append(files.put(Noise(size, seed=2)))),
+        measured("put(Path), there already", size, lambda: files.put(source)),
+        measured("get(key, path)", size, lambda: files.get(keys[0], copy)),
+    ]
+    with files.open(keys[1]) as file:
+        added.append(measured("open(key), read by 1 MB", size, lambda: _drained(file)))
+    return added
+
+
+def _drained(file: io.BufferedReader) -> None:
+    while file.read(MEGABYTE):
+        pass
+
+
 # ---- the report
 
 
@@ -157,16 +214,18 @@ def forked(volume: Volume) -> list[Bar]:
 @click.option("--megabytes", default=256, show_default=True, type=click.IntRange(1))
 def main(megabytes: int) -> None:
     """Measure, and say which bars are reached."""
+    from servers import fresh_bucket, running_seaweedfs
+
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with running_seaweedfs(folder) as server, fresh_bucket(server) as bucket:
-            config = files.config_of(server, bucket)
+            config = server.config(bucket, part_size=PART_SIZE)
             small = config.model_copy(update={"key": "small.db"})
             registry.mount("small", small, LONG)
             found = keys_and_values(apsw.Connection(uri_of("small")))
             found += branches(config, megabytes)
-            memory = max(files.run(config, folder, megabytes * MEGABYTE))
-            found.append(Bar("files.put and get: memory above before", memory, files.BAR_MB, "MB"))
+            memory = max(transfers(config, folder, megabytes * MEGABYTE))
+            found.append(Bar("files.put and get: memory above before", memory, FILES_MB, "MB"))
             for volume in registry.volumes():
                 registry.unmount(volume, discard=True)
     table = Table("", "found", "bar", "")
@@ -178,4 +237,5 @@ def main(megabytes: int) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # where `servers` is
     main()

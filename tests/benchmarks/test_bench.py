@@ -251,3 +251,18 @@ def test_full_changes_every_default_and_nothing_that_is_given() -> None:
     same = {name for name, value in full.items() if value == quick[name]}
     assert same == {"as_json", "endpoint_url"}
     assert full["flush_mb"] == FULL.flush_mb
+
+
+def test_the_benchmark_of_the_layers_measures_every_bar(tmp_path: Path) -> None:
+    """What it finds depends on the machine: a bar that is missed is no failure here."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("layers.py"), "--megabytes", "4"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "Traceback" not in done.stderr
+    for what in ("kv.get", "kv.set", "SELECT FROM bh_kv", "requests", "fork in memory", "files."):
+        assert what in done.stdout

@@ -219,7 +219,7 @@ def test_memory_is_bounded(seaweed_endpoint: Server, tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     # botocore's garbage holds parts that were sent until it is collected; what is resident is
-    # held against the bar by tests/benchmarks/transfers_of_files.py
+    # held against the bar by tests/benchmarks/layers.py
     assert peak < 64_000_000
     assert sha256((tmp_path / "copy").read_bytes()) == key
 

@@ -8,7 +8,7 @@ import mimetypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,12 @@ import apsw
 import click
 
 from ..config import BucketConfig
-from ..connection import Connection
 from ..errors import BlobNotFoundError, ConfigError
 from ..files.collecting import GRACE_SECONDS, GCReport, collect
 from ..files.content import content_of
 from ..files.rows import FileMetadata
 from ..files.store import FileStore
 from ..storage.history import utc
-from ..uris import uri_of
 from .kv import told
 from .output import (
     json_option,
@@ -38,7 +36,7 @@ from .output import (
 )
 from .reading import newest_state
 from .target import Target, look_at
-from .writing import mounted, note_if_new, publish, take_over_option
+from .writing import take_over_option, writing
 
 STDIN = Path("-")
 
@@ -262,15 +260,9 @@ def _reading(target: Target) -> Iterator[FileStore]:
 
 @contextmanager
 def _writing(config: BucketConfig, take_over: bool) -> Iterator[tuple[apsw.Connection, FileStore]]:
-    """The files of the volume for the length of a block; what was changed is published at the end,
-    also when it fails: the files before are stored."""
-    with mounted(config, take_over) as volume:
-        note_if_new(volume)
-        try:
-            with closing(Connection(uri_of(volume.name))) as connection:
-                yield connection, FileStore(connection, volume.bucket, config.files_prefix)
-        finally:
-            publish(volume)
+    """The files of the volume for the length of a block; those stored before it fails are kept."""
+    with writing(config, take_over) as (volume, connection):
+        yield connection, FileStore(connection, volume.bucket, config.files_prefix)
 
 
 def _facts(file: FileMetadata) -> dict[str, object]:

@@ -24,7 +24,7 @@ from ..follower import clock
 from ..storage.contract import Bucket
 from ..volume import Volume
 from .kv import ROWIDS
-from .schemas import EQUAL, file_in
+from .schemas import EQUAL, file_in, takes_schema
 
 COLUMNS = (
     *("bh_key", "filename", "mime", "size", "created_at", "metadata"),
@@ -90,19 +90,15 @@ class FilesTable:
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
         """Take the schema, one key, and an order by key or age."""
-        flags = arguments = 0
-        for column, flag in ((SCHEMA, _SCHEMA_GIVEN), (KEY, _KEY_GIVEN)):
-            for number in range(info.nConstraint):
-                if flags & flag or not _is_equality(info, number, column):
-                    continue
-                if not info.get_aConstraint_usable(number):
-                    if column == SCHEMA:
-                        return False  # without it the rows of another schema would be shown
-                    continue
-                flags |= flag
-                arguments += 1
-                info.set_aConstraintUsage_argvIndex(number, arguments)
-                info.set_aConstraintUsage_omit(number, column == SCHEMA)
+        schema = takes_schema(info, SCHEMA)
+        if schema is None:
+            return False
+        flags = _SCHEMA_GIVEN if schema else 0
+        for number in range(info.nConstraint):
+            if _is_one_key(info, number):
+                info.set_aConstraintUsage_argvIndex(number, 2 if schema else 1)
+                flags |= _KEY_GIVEN
+                break
         rows_left = _ONE if flags & _KEY_GIVEN else _ALL
         info.idxNum = flags
         info.idxStr = f"{_WHERE_KEY if flags & _KEY_GIVEN else ''} {_order(info)}".strip()
@@ -257,12 +253,11 @@ def _select(schema: str, number: int, plan: str) -> str:
     )
 
 
-def _is_equality(info: apsw.IndexInfo, number: int, column: int) -> bool:
-    if info.get_aConstraint_iColumn(number) != column:
+def _is_one_key(info: apsw.IndexInfo, number: int) -> bool:
+    if info.get_aConstraint_iColumn(number) != KEY or not info.get_aConstraint_usable(number):
         return False
-    if column == KEY and info.get_aConstraint_collation(number) != "BINARY":
-        return False
-    return info.get_aConstraint_op(number) in EQUAL
+    is_binary = info.get_aConstraint_collation(number) == "BINARY"
+    return is_binary and info.get_aConstraint_op(number) in EQUAL
 
 
 def _order(info: apsw.IndexInfo) -> str:
