@@ -559,3 +559,16 @@ def test_exit_of_a_fenced_writer_saves_its_data_to_a_file(
     bucket = buckethead.open_bucket(config)
     assert query(bucket, config.key, ALL) == [(1,), (9,)]
     assert not bucket.exists(Place(config.key).image)
+
+
+def test_a_with_statement_raises_the_error_itself(config: BucketConfig, tmp_path: Path) -> None:
+    with buckethead.BucketSQLite(config, NEVER) as app:
+        app.connection.execute("CREATE TABLE t(a)")
+        app.force_flush()
+        take_over(config, 9)
+        app.connection.execute("INSERT INTO t VALUES(1)")
+        with pytest.raises(FencedError):
+            app.force_flush()
+        with pytest.raises(FencedError, match="VACUUM INTO"), app.connection:
+            pytest.fail("nothing is written any more")
+        app.stop(discard=True)

@@ -1,16 +1,24 @@
 """What the documentation shows is what happens: README.md and the examples are run."""
 
+import ast
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PROJECT = """[projects.web]
+bucket = "web"
+endpoint_url = "file://{folder}/web"
+public = true
+public_base_url = "https://files.example.org"
+"""
 INTERACTIVE = ("shell", "bench")  # their own tests run them
 
 
@@ -37,8 +45,14 @@ def python(code: str, folder: Path) -> str:
     return run([sys.executable, "-c", code], folder)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def section(title: str) -> str:
+    """What the README says under a heading."""
+    (text,) = re.findall(rf"^## {title}\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
+    return str(text)
 
 
 @pytest.fixture
@@ -53,15 +67,36 @@ def test_the_first_program_prints_what_the_readme_says(folder: Path) -> None:
     assert (folder / "buckethead-data" / "app.db").exists()
 
 
-def test_the_other_programs_print_what_the_readme_says(tmp_path: Path) -> None:
-    pairs = list(zip(blocks("python")[1:], blocks("text")[1:], strict=True))
-    assert pairs
-    for code, expected in pairs:
-        assert "/tmp/readme-bucket" in code
-        assert python(code.replace("/tmp/readme-bucket", str(tmp_path / "b")), tmp_path) == expected
+def test_the_program_of_your_bucket_prints_what_the_readme_says(tmp_path: Path) -> None:
+    text = section("Your bucket")
+    (code,), (expected,) = blocks("python", text), blocks("text", text)
+    assert python(elsewhere(code, tmp_path), tmp_path) == expected
+
+
+def test_the_layers_print_what_the_readme_says(tmp_path: Path) -> None:
+    """Its blocks are one program; what a print prints is the comment after it."""
+    code = "".join(blocks("python", section("Layers")))
+    expected = re.findall(r"^#> (.*)\n", code, re.MULTILINE)
+    assert len(expected) == code.count("print(")
+    assert python(elsewhere(code, tmp_path), tmp_path).splitlines() == expected
+
+
+def test_no_program_of_the_readme_is_left_out() -> None:
+    sections = (README.partition("\n## ")[0], section("Layers"), section("Your bucket"))
+    assert blocks("python") == [code for text in sections for code in blocks("python", text)]
+    assert len(blocks("python", sections[0])) == 1
+
+
+def elsewhere(code: str, folder: Path) -> str:
+    """The same program, with its bucket in a folder of the test."""
+    assert "/tmp/readme-bucket" in code
+    return code.replace("/tmp/readme-bucket", str(folder / "bucket"))
 
 
 def test_every_command_of_the_readme_works(folder: Path) -> None:
+    settings = folder / ".config" / "buckethead" / "config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(PROJECT.format(folder=folder))
     lines = [line[2:] for block in blocks("console") for line in block.splitlines()]
     assert len(lines) > 5
     for line in lines:
@@ -77,13 +112,21 @@ def test_the_gate_runs_the_test_command_of_the_readme() -> None:
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name
-)
-def test_an_example_runs_and_goes_on_where_it_stopped(path: Path, tmp_path: Path) -> None:
-    code = path.read_text().replace("/tmp/", f"{tmp_path}/")
-    first = python(code, tmp_path)
-    second = python(code, tmp_path)
-    assert first
-    assert second
-    assert first != second, "the second run builds on the first"
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_prints_what_its_docstring_says_the_first_and_the_second_time(
+    path: Path, tmp_path: Path
+) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    command, *outputs = map(dedent, re.findall(r"(?:^    .+\n)+", f"{docstring}\n", re.MULTILINE))
+    assert command == f"python examples/{path.name}\n"
+    assert len(outputs) == 2
+    assert outputs[0] != outputs[1], "the second run goes on where the first one stopped"
+    for expected in outputs:
+        assert run([sys.executable, str(path)], tmp_path) == expected
+
+
+def test_the_readme_names_every_example() -> None:
+    assert sorted(re.findall(r"examples/(\w+\.py)", README)) == [path.name for path in EXAMPLES]

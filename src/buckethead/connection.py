@@ -5,11 +5,11 @@ transactions IMMEDIATE, so that writers queue instead of failing, has ``commit()
 ``rollback()`` for programs written that way, and refuses to be turned into something else.
 """
 
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import apsw
 
-from .errors import VolumeError
+from .errors import BucketHeadError, VolumeError
 
 
 class Connection(apsw.Connection):
@@ -21,6 +21,15 @@ class Connection(apsw.Connection):
             flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI,
         )
         self.transaction_mode = "IMMEDIATE"
+
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except apsw.Error as error:
+            # APSW raises what SQLite says of it here, and the error itself is only its context
+            if isinstance(error.__context__, BucketHeadError):
+                raise error.__context__ from None
+            raise
 
     def commit(self) -> None:
         """Commit the transaction that is running, if any: outside one every statement commits."""

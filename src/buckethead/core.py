@@ -286,7 +286,9 @@ class BucketSQLite:
         """Files that others read by a URL. Raises RuntimeError when sharing is not configured."""
         volume = self._started()
         if self._share_config is None:
-            raise RuntimeError("sharing is not configured: give share_config or project")
+            raise RuntimeError(
+                "sharing is not configured: give BucketSQLite a share_config, or a project"
+            )
         return Shares(self.connection, volume.bucket, self._share_config)
 
     @property

@@ -111,6 +111,8 @@ def test_what_is_there_instead_are_databases_and_not_their_objects(empty_folder:
         cli("--key", f"{number}.db", "sql", "CREATE TABLE t(x)")
     make_file(empty_folder / DEFAULT / "3.db.prev")
     (empty_folder / DEFAULT / "3.db").unlink()
+    (empty_folder / DEFAULT / "files").mkdir()
+    (empty_folder / DEFAULT / "files" / ("0" * 64)).write_bytes(b"a file")
     line = failure("--key", "nosuch.db", "status")
     assert ". There are: 0.db, 1.db, 2.db, 3.db, 4.db. " in line
 

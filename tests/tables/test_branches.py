@@ -68,6 +68,11 @@ def test_several_at_once(db: apsw.Connection) -> None:
     assert names(db) == ["main"]
 
 
+def test_or_ignore_leaves_one_that_is_there(db: apsw.Connection) -> None:
+    db.execute("INSERT OR IGNORE INTO bh_branches(name) VALUES ('main'), ('x'), ('x')")
+    assert names(db) == ["main", "x"]
+
+
 def test_a_name_is_looked_for_and_joined(db: apsw.Connection) -> None:
     db.execute("INSERT INTO bh_branches(name) VALUES ('x')")
     db.execute("INSERT INTO t VALUES ('x'), ('nobody')")

@@ -31,6 +31,9 @@ _PART = re.compile(
 )
 
 
+_BLOB = re.compile(r"(^|/)[0-9a-f]{64}$")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The options that say where the database is; None leaves it to the settings."""
@@ -79,7 +82,8 @@ def no_database(bucket: Bucket, place: Place) -> ObjectNotFoundError | BranchNot
         return BranchNotFoundError(not_there(bucket, place))
     with translated("list the bucket", bucket):
         objects = list(islice(bucket.list_keys(), OBJECTS_LOOKED_AT))
-    others = sorted({_database_of(name) for name in objects} - {key})[:OTHERS_NAMED]
+    names = (name for name in objects if not _BLOB.search(name))
+    others = sorted({_database_of(name) for name in names} - {key})[:OTHERS_NAMED]
     there = f" There are: {', '.join(others)}." if others else ""
     return ObjectNotFoundError(
         f"There is no database {key!r} at {bucket.url}.{there} Check --key and --bucket, or write "

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 
 from ..branches import Branches
-from ..errors import BranchError, VolumeError
+from ..errors import BranchError, BranchExistsError, VolumeError
 from ..follower import Follower
 from ..past import Past
 from ..registry import Registry
@@ -92,7 +92,13 @@ class BranchesTable:
                 f"Could not make the branch {name!r}: only its name is given, not "
                 f"{', '.join(told) or 'the rowid'}. INSERT INTO bh_branches(name) VALUES (...)"
             )
-        self.branches(schema).create(name)
+        connection = self._connection()
+        assert connection is not None, "its statement is what calls"
+        try:
+            self.branches(schema).create(name)
+        except BranchExistsError:
+            if connection.vtab_on_conflict() != apsw.SQLITE_IGNORE:
+                raise
         return self.rowid(schema, name)
 
     def UpdateDeleteRow(self, rowid: int) -> None:
