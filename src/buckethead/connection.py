@@ -24,12 +24,13 @@ class Connection(apsw.Connection):
 
     def __enter__(self) -> Self:
         try:
-            return super().__enter__()
+            super().__enter__()
         except apsw.Error as error:
             # APSW raises what SQLite says of it here, and the error itself is only its context
             if isinstance(error.__context__, BucketHeadError):
                 raise error.__context__ from None
             raise
+        return self
 
     def commit(self) -> None:
         """Commit the transaction that is running, if any: outside one every statement commits."""

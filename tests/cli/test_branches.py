@@ -173,3 +173,13 @@ def write_snapshots() -> None:
             write_snapshot(pin, bucket, Place(KEY, branch), restored.stamp)
         os.utime(DEFAULT / Place(KEY, branch).snapshot(restored.stamp.txid), (0, 0))
         sql("INSERT INTO t VALUES ('newest')", branch)
+
+
+def test_what_changes_something_says_so_in_json() -> None:
+    made = cli_json("branches", "create", "x")
+    assert (made["name"], made["txid"]) == ("x", 2)
+    assert cli_json("branches", "overwrite", "x", "--dry-run")["dry_run"] is True
+    assert cli_json("branches", "overwrite", "x", "--yes")["name"] == "x"
+    assert cli_json("branches", "delete", "x", "--dry-run")["txid"] == 4  # a claim, and one commit
+    assert cli_json("branches", "delete", "x", "--yes") == {"name": "x", "deleted": True}
+    assert names() == ["main"]

@@ -233,3 +233,14 @@ def test_a_terminal_gets_tables_and_bars(hello: Path) -> None:
     assert sha256(Path("large").read_bytes())[:20] in shown
     key = listed()[0]["key"]
     assert "reading copy" in on_terminal("files", "get", key, "copy")[1]
+
+
+def test_rows_that_another_tool_wrote(hello: Path) -> None:
+    cli("sql", """UPDATE filestore SET metadata = '{"a": NaN}', created_at = 1e300""")
+    assert cli("files", "list").stdout.endswith("\t1e+300\thello.txt\n")
+    assert listed()[0]["metadata"] == {"a": "NaN"}
+    assert cli_json("files", "get", FILE, "copy")["metadata"] == {"a": "NaN"}
+
+
+def test_a_grace_time_that_is_no_number_is_refused(hello: Path) -> None:
+    assert "grace_seconds must be 0 or more" in failure("files", "gc", "--grace-seconds", "nan")

@@ -151,3 +151,13 @@ def test_a_database_of_an_older_version() -> None:
     assert cli("kv", "set", "greeting", "new").exit_code == 0
     assert cli("kv", "get", "greeting").stdout == "new"
     assert cli_json("kv", "get", "greeting")["created_at"] == 1.0
+
+
+def test_a_time_that_no_calendar_has_is_shown_as_it_is() -> None:
+    assert cli("kv", "set", "a", "b", "--ttl", "1e300").exit_code == 0
+    assert cli("kv", "list").stdout.endswith("\t1e+300\n")
+
+
+def test_what_changes_something_says_so_in_json() -> None:
+    assert cli_json("kv", "set", "a", "1", "--ttl", "60") == {"key": "a", "value": "1", "ttl": 60.0}
+    assert cli_json("kv", "delete", "a", "--yes") == {"key": "a", "deleted": True}

@@ -350,7 +350,7 @@ def test_a_table_of_somebody_else_is_left_alone(folder: Controlled) -> None:
     assert blobs(folder) == {}
 
 
-@pytest.mark.parametrize("text", ["no json", "[1]", "5", b"\xff"])
+@pytest.mark.parametrize("text", ["no json", "[1]", "5", b"\xff", "[" * 100_000])
 def test_metadata_that_somebody_else_wrote_is_named(files: FileStore, text: object) -> None:
     files.put(HELLO)
     connection_of(files).execute("UPDATE filestore SET metadata = ?", (text,))
@@ -490,10 +490,21 @@ def test_a_blob_that_was_altered_is_never_given_out(
     for action in (lambda: files.get(KEY), lambda: files.get(KEY, dest)):
         with pytest.raises(BlobAlteredError) as caught:
             action()
-        for named in (PREFIX + KEY, KEY, sha256(altered)):
+        same_size = len(altered) == len(HELLO)
+        found = sha256(altered) if same_size else f"has {len(altered)} bytes, and was stored with 5"
+        for named in (PREFIX + KEY, KEY, found):
             assert named in str(caught.value)
     assert dest.read_bytes() == b"mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_blob_of_another_size_is_not_downloaded(files: FileStore, folder: Controlled) -> None:
+    files.put(HELLO)
+    folder.put_bytes(bytes(1_000_000), PREFIX + KEY)
+    before = folder.counters.snapshot().bytes_down
+    with pytest.raises(BlobAlteredError):
+        files.get(KEY)
+    assert folder.counters.snapshot().bytes_down == before
 
 
 def test_a_blob_that_goes_while_it_is_read(files: FileStore, folder: Controlled) -> None:

@@ -172,6 +172,21 @@ def test_tracking_again_is_a_sync_of_that_file(tracker: LocalFileTracker, path: 
     assert len(tracker.history(path)) == 2
 
 
+@pytest.mark.parametrize("how", ["track", "sync"])
+def test_content_that_was_deleted_among_the_files_is_stored_again(
+    tracker: LocalFileTracker, files: FileStore, path: Path, how: str
+) -> None:
+    key = tracker.track(path).bh_key
+    assert key is not None
+    assert files.delete(key) is True
+    if how == "track":
+        tracker.track(path)
+    else:
+        assert tracker.sync() == SyncReport(1, 1, 0, 0)
+    assert files.exists(key)
+    assert len(tracker.history(path)) == 1
+
+
 def test_what_is_tracked_no_longer_keeps_its_history(tracker: LocalFileTracker, path: Path) -> None:
     tracker.track(path)
     assert tracker.untrack(path) is True

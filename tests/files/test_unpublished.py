@@ -5,6 +5,9 @@ import gc
 import io
 import logging
 import os
+import subprocess
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +16,34 @@ from typing import Any
 import apsw
 import pytest
 
+from buckethead.branches import Branches
 from buckethead.config import SnapshotConfig
+from buckethead.core import registry
 from buckethead.errors import BlobAlteredError, BlobNotFoundError, BucketUnavailableError
 from buckethead.files import unpublished as module
 from buckethead.files.content import SMALL_BYTES
 from buckethead.files.store import FileStore
 from buckethead.files.unpublished import keys_named, unpublished_of
+from buckethead.image.vfs import connected
 from buckethead.registry import Registry
 from buckethead.storage.directory import DirectoryBucket
+from buckethead.storage.layout import Place
+from buckethead.storage.restoring import restore
 from buckethead.volume import Volume
+from files.collecting_tools import age, upload
 from files.tools import PREFIX, Clock, blobs, connect, mounted, sha256
-from volume_tools import NEVER, Controlled, Listener, directory, no_answer, nothing, query
+from history_tools import Fault, Faulty
+from volume_tools import (
+    NEVER,
+    PATIENCE,
+    Controlled,
+    Listener,
+    control,
+    directory,
+    no_answer,
+    nothing,
+    query,
+)
 
 LONG = module.RENEW_AFTER_SECONDS + 1
 LARGE = os.urandom(SMALL_BYTES + 1)
@@ -260,6 +280,64 @@ def test_a_commit_that_publishes_writes_again_first(tmp_path: Path, clock: Clock
         assert keys_named(bucket) == set()
 
 
+EXITING = """
+import io, sys
+from buckethead import BucketConfig, BucketSQLite, SnapshotConfig
+from buckethead.files import unpublished
+
+unpublished.RENEW_AFTER_SECONDS = 0.0
+config = BucketConfig(bucket="b", key="x.db", endpoint_url=sys.argv[1])
+database = BucketSQLite(config, SnapshotConfig(interval_seconds=3600.0)).start()
+key = database.files.put(io.BytesIO(bytes(100_000)))
+database._volume.bucket.delete("files/" + key)  # what another process collects
+"""
+
+
+def test_the_end_of_the_interpreter_publishes_before_it_lets_go_of_content(
+    tmp_path: Path, temporary: Path
+) -> None:
+    bucket = DirectoryBucket(tmp_path / "bucket")
+    command = [sys.executable, "-c", EXITING, bucket.url]
+    subprocess.run(command, check=True, env=os.environ | {"TMPDIR": str(temporary)}, timeout=60)
+    key = sha256(bytes(100_000))
+    assert query(bucket, "x.db", "SELECT bh_key FROM filestore") == [(key,)]
+    assert blobs(bucket) == {key: bytes(100_000)}
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["put", "sql"])
+def test_a_put_waits_for_a_collection_that_deletes_its_blob(
+    place: tuple[Volume, Controlled], how: str
+) -> None:
+    volume, local = place
+    key = sha256(b"orphan")
+    upload(local, "orphan")
+    age(local, "orphan")
+    bucket = Faulty(local)
+    control(volume, bucket)
+    putting: list[threading.Thread] = []
+
+    def put() -> None:
+        if how == "put":
+            store(volume).put(b"orphan")
+        else:
+            connect(volume).execute("INSERT INTO bh_files(content) VALUES(?)", (b"orphan",))
+
+    def meanwhile(operation: str, of: str) -> None:
+        if (operation, of) == ("delete", PREFIX + key):
+            putting.append(threading.Thread(target=put))
+            putting[0].start()
+            putting[0].join(0.2)  # it does not end; if it did, its blob would be deleted here
+
+    bucket.before = meanwhile
+    store(volume).put(b"other")
+    assert store(volume).gc().orphans_deleted == 1
+    putting[0].join(PATIENCE)
+    volume.flush()
+    assert published(volume) == sorted([key, sha256(b"other")])
+    assert blobs(bucket)[key] == b"orphan"
+
+
 def test_memory_for_small_content_is_bounded(
     place: tuple[Volume, Controlled],
     clock: Clock,
@@ -295,3 +373,50 @@ def test_only_volumes_are_watched(tmp_path: Path) -> None:
     with mounted(tmp_path) as (_, bucket):
         FileStore(apsw.Connection(":memory:"), bucket).put(b"x")
         assert keys_named(bucket) == set()
+
+
+# ---- what else publishes rows
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST, Fault.REPLY_LOST, Fault.DELAYED])
+def test_an_attempt_whose_fate_was_unknown_names_nothing_that_is_gone(
+    place: tuple[Volume, Controlled], clock: Clock, fault: Fault
+) -> None:
+    """It is sent again when its blobs are older than they may be, or has landed meanwhile."""
+    volume, local = place
+    connect(volume).execute("CREATE TABLE t(x)")
+    volume.flush()
+    bucket = Faulty(local)
+    control(volume, bucket)
+    key = store(volume).put(b"small")
+    bucket.fail("put_bytes", fault)
+    if fault is not Fault.REPLY_LOST:
+        with pytest.raises(BucketUnavailableError):
+            volume.flush()
+        assert volume._publisher.unsettled
+        clock.now += LONG
+        collected_elsewhere(volume, key)
+    bucket.land()
+    volume.flush()
+    assert published(volume) == [key]
+    assert blobs(local) == {key: b"small"}
+
+
+def test_rows_that_another_branch_is_overwritten_with_have_their_content(
+    place: tuple[Volume, Controlled], clock: Clock
+) -> None:
+    volume, local = place
+    connect(volume).execute("CREATE TABLE t(x)")
+    volume.flush()
+    branches = Branches(volume, registry)
+    branches.create("y")
+    registry.mount_beside(volume, "y")
+    key = store(volume).put(b"small")
+    clock.now += LONG
+    collected_elsewhere(volume, key)
+    branches.overwrite("y")
+    restored = restore(local, Place(volume.key, "y"))
+    assert restored is not None
+    with connected(restored.image) as connection:
+        assert connection.execute("SELECT bh_key FROM filestore").get == key
+    assert blobs(local) == {key: b"small"}

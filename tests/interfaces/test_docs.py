@@ -213,6 +213,16 @@ def test_documents_of_older_versions_are_found_and_changed(
     assert schema(connection) == before
 
 
+def test_json_of_other_tools_that_python_cannot_read_is_named(
+    connection: apsw.Connection, people: Collection
+) -> None:
+    connection.execute(OLD)
+    connection.execute("INSERT INTO bh_docs VALUES('people','1',?,1.0,2.0)", ("[" * 100_000,))
+    for read in (lambda: people.get("1"), lambda: people.update("1", {"n": 2}), people.all):
+        with pytest.raises(ValueError, match="under the id '1' is not a JSON object"):
+            list(read() or ())
+
+
 def test_other_tools_read_and_write_the_table(database: BucketSQLite, tmp_path: Path) -> None:
     notes = Docs(database.connection).collection("notes")
     odd = {key: n for n, key in enumerate(["", "a.b", "'", "\\", "\n", "]", "$", "é", "😀", "a b"])}

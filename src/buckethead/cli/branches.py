@@ -61,8 +61,9 @@ def _facts(branch: BranchInfo, config: BucketConfig) -> dict[str, object]:
 
 @branches.command()
 @click.argument("name")
+@json_option
 @click.pass_obj
-def create(target: Target, name: str) -> None:
+def create(target: Target, name: str, as_json: bool) -> None:
     """Make the branch NAME, which begins as --branch is published now.
 
     What a running writer has not flushed yet is not in it.
@@ -73,19 +74,22 @@ def create(target: Target, name: str) -> None:
     stored.create(bucket, source, name, fence=config.fencing == "require")
     state = f"TXID {source.stamp.txid}" if source.stamp is not None else "its image"
     note(
-        f"made the branch {name!r} of {config.key!r}: it begins as {config.initial_branch!r} "
-        f"is at {state}"
+        f"made the branch {name!r} of {config.key!r}: it begins as {config.initial_branch!r} is "
+        f"at {state}"
     )
+    if as_json:
+        print_json(_facts(_found(bucket, Place(config.key, name)), config))
 
 
 @branches.command()
 @click.argument("target_branch", metavar="NAME")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be overwritten.")
+@json_option
 @take_over_option
 @click.pass_obj
 def overwrite(
-    target: Target, target_branch: str, yes: bool, dry_run: bool, take_over: bool
+    target: Target, target_branch: str, yes: bool, dry_run: bool, as_json: bool, take_over: bool
 ) -> None:
     """Give the branch NAME the content of --branch, as one commit in its history.
 
@@ -98,6 +102,8 @@ def overwrite(
     present = _found(bucket, place)
     if dry_run:
         note(f"would overwrite {_described(present)} with {config.initial_branch!r}")
+        if as_json:
+            print_json(_facts(present, config) | {"dry_run": True})
         return
     if not yes:
         question = f"Overwrite {_described(present)} with {config.initial_branch!r}?"
@@ -107,15 +113,20 @@ def overwrite(
     with mounted(its_config, take_over) as volume:
         volume.swap(image.page_size, image.pages)
         publish(volume)
+    if as_json:
+        print_json(_facts(_found(bucket, place), config))
 
 
 @branches.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+@json_option
 @take_over_option
 @click.pass_obj
-def delete(target: Target, name: str, yes: bool, dry_run: bool, take_over: bool) -> None:
+def delete(
+    target: Target, name: str, yes: bool, dry_run: bool, as_json: bool, take_over: bool
+) -> None:
     """Delete the branch NAME with its history. Its name can be used again."""
     config, bucket = target.bucket_to_read()
     place = Place(config.key, checked_branch(name))
@@ -123,6 +134,8 @@ def delete(target: Target, name: str, yes: bool, dry_run: bool, take_over: bool)
         present = _found(bucket, place)
         if dry_run:
             note(f"would delete {_described(present)}")
+            if as_json:
+                print_json(_facts(present, config) | {"dry_run": True})
             return
         if not yes:
             click.confirm(f"Delete {_described(present)}?", abort=True, err=True)
@@ -131,6 +144,8 @@ def delete(target: Target, name: str, yes: bool, dry_run: bool, take_over: bool)
             check_claim(bucket, place, take_over, newest)
     stored.delete(bucket, config.key, name, fence=config.fencing == "require")
     note(f"deleted the branch {name!r} of {config.key!r}")
+    if as_json:
+        print_json({"name": name, "deleted": True})
 
 
 def _found(bucket: Bucket, place: Place) -> BranchInfo:

@@ -8,6 +8,7 @@ that object. Everything is read once, and every fault is found, not only the fir
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain, islice, pairwise
 
 from ..errors import HistoryError, SnapshotCorruptError
 from ..image import header
@@ -16,8 +17,12 @@ from ..storage import ltx
 from ..storage.contract import Bucket
 from ..storage.history import Base, Entry, Plan, Timeline, checked_header, damaged, plans
 from ..storage.images import Progress, Stamp, check_database
+from ..storage.layout import MAIN
 from ..storage.restoring import State, apply_next, fetched, follow
 from ..storage.translate import translated
+
+MOST_MISSING = 100
+"""Missing deltas of one gap that are named one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +84,9 @@ class _Checker:
     def check_names(self, newest: int) -> None:
         """Gaps, and images that contradict the history."""
         timeline = self._timeline
-        place, deltas = timeline.place, timeline.deltas
-        for txid in range(1, newest + 1):
-            if txid not in deltas and (txid > self._pruned or txid == 1):
-                self._fault(txid, place.delta(txid), "the delta is missing")
+        there = sorted(txid for txid in timeline.deltas if txid <= newest)
+        for before, after in pairwise([0, *there, newest + 1]):
+            self._check_gap(before + 1, after - 1)
         info = timeline.image
         if timeline.newest and info is not None and info.etag != timeline.adopted:
             stamp = timeline.stamp(info)
@@ -92,10 +96,25 @@ class _Checker:
                 except HistoryError as error:
                     self._fault(None, info.key, str(error))
 
+    def _check_gap(self, first: int, last: int) -> None:
+        """Faults for the deltas between these that retention has not freed, all of which are
+        missing; one name far away makes any number of them, so only the first have their own."""
+        place, pruned = self._timeline.place, self._pruned
+        must_stay = 1 if place.branch == MAIN and first == 1 else 0
+        missing = chain(
+            range(first, min(must_stay, last) + 1), range(max(first, pruned + 1), last + 1)
+        )
+        found = sorted({*islice(missing, MOST_MISSING + 1)})
+        for txid in found[:MOST_MISSING]:
+            self._fault(txid, place.delta(txid), "the delta is missing")
+        for txid in found[MOST_MISSING:]:
+            fault = f"the delta is missing, and so are all after it up to TXID {last}"
+            self._fault(txid, place.delta(txid), fault)
+
     @property
     def _pruned(self) -> int:
-        """How far retention may have left gaps, of all but the first delta: to the newest
-        snapshot."""
+        """How far retention may have left gaps: to the newest snapshot, and of ``main`` not the
+        first delta. Another branch may begin with that snapshot."""
         return max(self._timeline.snapshots, default=0)
 
     # -- objects ----------------------------------------------------------------------------
@@ -206,14 +225,17 @@ class _Checker:
     def sum_up(self) -> None:
         """Which states can be restored and which are lost, and whether a whole history is."""
         timeline, findings = self._timeline, self._findings
-        for txid in range(1, min(findings.newest, timeline.newest) + 1):
+        newest = min(findings.newest, timeline.newest)
+        before = 0
+        for txid in (known for known in timeline.known if known <= newest):
+            self._lost(max(before, self._pruned) + 1, txid - 1)
             named = any(timeline.reaches(base.txid, txid) for base in timeline.bases)
             if named and txid in self._sound:
                 findings.restorable = txid
             elif named or txid > self._pruned:
-                joined = findings.lost and findings.lost[-1][1] == txid - 1
-                first = findings.lost.pop()[0] if joined else txid
-                findings.lost.append((first, txid))
+                self._lost(txid, txid)
+            before = txid
+        self._lost(max(before, self._pruned) + 1, newest)
         stamp = Stamp.of(timeline.image) if timeline.image is not None else None
         if stamp is not None and not timeline.newest:
             findings.notes.append(
@@ -221,6 +243,13 @@ class _Checker:
                 "it was deleted, and every other state with it, or this is a copy of an image from "
                 "elsewhere"
             )
+
+    def _lost(self, first: int, last: int) -> None:
+        """Note that these states are lost, none where the last comes before the first."""
+        lost = self._findings.lost
+        if first <= last:
+            joined = lost and lost[-1][1] == first - 1
+            lost.append((lost.pop()[0] if joined else first, last))
 
 
 def _difference(carried: State, found: State) -> str:

@@ -4,6 +4,7 @@ What was stored or fetched before is not transferred again: it is known by the h
 So a command that broke off is simply repeated.
 """
 
+import json
 import mimetypes
 import os
 import sys
@@ -22,8 +23,7 @@ from ..files.collecting import GRACE_SECONDS, GCReport, collect
 from ..files.content import content_of
 from ..files.rows import FileMetadata
 from ..files.store import FileStore
-from ..storage.history import utc
-from .kv import told
+from .kv import moment, told
 from .output import (
     json_option,
     note,
@@ -64,7 +64,7 @@ def list_files(target: Target, as_json: bool) -> None:
     columns = ("key", "bytes", "type", "created_at", "name")
     print_table(
         columns,
-        [(f.bh_key, f.size, f.mime, utc(f.created_at), f.filename) for f in found],
+        [(f.bh_key, f.size, f.mime, moment(f.created_at), f.filename) for f in found],
     )
 
 
@@ -230,7 +230,7 @@ def gc(target: Target, dry_run: bool, grace_seconds: float, yes: bool, as_json: 
     look_at(bucket, config.place)  # a key without a database names nothing
     place = (bucket, config.key, config.files_prefix)
     collected = partial(collect, *place, rows=set[str], grace_seconds=grace_seconds)
-    with transfer("reading what is kept") as progress:
+    with told(), transfer("reading what is kept") as progress:
         report: GCReport = collected(dry_run=dry_run or not yes, progress=progress)
     if not (dry_run or yes) and report.orphans_deleted:
         blobs = f"{report.orphans_deleted:,} blob{'' if report.orphans_deleted == 1 else 's'}"
@@ -266,12 +266,12 @@ def _writing(config: BucketConfig, take_over: bool) -> Iterator[tuple[apsw.Conne
 
 
 def _facts(file: FileMetadata) -> dict[str, object]:
-    """A file as JSON has it."""
+    """A file as JSON has it; NaN, which older versions stored, is a text there."""
     return {
         "key": file.bh_key,
         "filename": file.filename,
         "mime": file.mime,
         "bytes": file.size,
         "created_at": file.created_at,
-        "metadata": file.metadata,
+        "metadata": json.loads(json.dumps(file.metadata), parse_constant=str),
     }

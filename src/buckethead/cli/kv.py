@@ -52,9 +52,12 @@ def get(target: Target, key: str, as_json: bool) -> None:
 @click.argument("key")
 @click.argument("value")
 @click.option("--ttl", type=float, metavar="SECONDS", help="Delete it after so long.")
+@json_option
 @take_over_option
 @click.pass_obj
-def set_value(target: Target, key: str, value: str, ttl: float | None, take_over: bool) -> None:
+def set_value(
+    target: Target, key: str, value: str, ttl: float | None, as_json: bool, take_over: bool
+) -> None:
     """Give KEY its VALUE; with - for VALUE it is read from stdin, as it is."""
     meant = _value(sys.stdin.buffer.read()) if value == "-" else value
     with told(), writing(target.config(), take_over) as (_, connection):
@@ -62,14 +65,17 @@ def set_value(target: Target, key: str, value: str, ttl: float | None, take_over
             KV(connection).set_bytes(key, meant, ttl=ttl)
         else:
             KV(connection).set(key, meant, ttl=ttl)
+    if as_json:
+        print_json({"key": key, "value": as_json_value(meant), "ttl": ttl})
 
 
 @kv.command()
 @click.argument("key")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
 @take_over_option
 @click.pass_obj
-def delete(target: Target, key: str, yes: bool, take_over: bool) -> None:
+def delete(target: Target, key: str, yes: bool, as_json: bool, take_over: bool) -> None:
     """Delete KEY, after asking."""
     target.bucket_to_read()  # makes no directory for a key that cannot be there
     with told(), writing(target.config(), take_over) as (_, connection):
@@ -79,6 +85,8 @@ def delete(target: Target, key: str, yes: bool, take_over: bool) -> None:
         if not yes:
             click.confirm(f"Delete the key {shown(key)!r}?", abort=True, err=True)
         store.delete(key)
+    if as_json:
+        print_json({"key": key, "deleted": True})
 
 
 @kv.command("list")
@@ -96,7 +104,10 @@ def list_keys(target: Target, prefix: str, as_json: bool) -> None:
         return
     print_table(
         ("key", "bytes", *TIMES),
-        [(key, size, *(_moment(time) for time in row)) for key, size, *row in rows],
+        [
+            (key, size, *("none" if time is None else moment(time) for time in row))
+            for key, size, *row in rows
+        ],
     )
 
 
@@ -135,5 +146,9 @@ def _times(row: Sequence[Any]) -> dict[str, object]:
     return {name: as_json_value(moment) for name, moment in zip(TIMES, row, strict=True)}
 
 
-def _moment(value: Any) -> str:
-    return "none" if value is None else utc(value)
+def moment(value: Any) -> object:
+    """A time in a row for a person; one that no calendar has as it is."""
+    try:
+        return utc(value)
+    except (TypeError, ValueError, OverflowError, OSError):
+        return value

@@ -14,7 +14,7 @@ from ..errors import BucketHeadError
 from ..share_config import share_config_of
 from ..sharing import Shares
 from ..storage.history import utc
-from .kv import told
+from .kv import moment, told
 from .output import json_option, note, print_json, print_table, shown
 from .reading import newest_state
 from .target import Target
@@ -83,7 +83,7 @@ def list_shares(target: Target, project: str, as_json: bool) -> None:
     print_table(
         ("share", "file", "mode", "expires_at", "url"),
         [
-            (row["share_key"], row["bh_key"], row["mode"], _moment(row["expires_at"]), row["url"])
+            (row["share_key"], row["bh_key"], row["mode"], moment(row["expires_at"]), row["url"])
             for row in found
         ],
     )
@@ -93,9 +93,12 @@ def list_shares(target: Target, project: str, as_json: bool) -> None:
 @click.argument("share_key", metavar="SHARE")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_project_option
+@json_option
 @take_over_option
 @click.pass_obj
-def unshare(target: Target, share_key: str, yes: bool, project: str, take_over: bool) -> None:
+def unshare(
+    target: Target, share_key: str, yes: bool, project: str, as_json: bool, take_over: bool
+) -> None:
     """End SHARE, as `list` shows it, after asking."""
     if not yes:
         question = f"End the share {shown(share_key)}? Its URL will not work any more."
@@ -107,6 +110,8 @@ def unshare(target: Target, share_key: str, yes: bool, project: str, take_over: 
             f"There is no share {shown(share_key)!r}. `buckethead shares list --project "
             f"{shlex.quote(project)}` shows those that there are."
         )
+    if as_json:
+        print_json({"share_key": share_key, "removed": True})
 
 
 @shares.command()
@@ -153,7 +158,3 @@ def _writing(target: Target, project: str, take_over: bool) -> Iterator[Shares]:
     with writing(database, take_over) as (volume, connection):
         connection.execute("BEGIN IMMEDIATE; COMMIT")
         yield Shares(connection, volume.bucket, config)
-
-
-def _moment(value: float | None) -> str | None:
-    return None if value is None else utc(value)

@@ -94,11 +94,13 @@ def head(bucket: Bucket, object_key: str) -> ObjectInfo | None:
 def read(bucket: Bucket, object_key: str, bh_key: str, size: int) -> Generator[bytes, None, None]:
     """The content, by parallel ranges; it is only known to be right once all of it was read.
 
-    Raises BlobNotFoundError, BlobAlteredError at the end, BucketError.
+    Raises BlobNotFoundError, BlobAlteredError, at the end where the size is right, BucketError.
     """
     info = head(bucket, object_key)
     if info is None:
         raise gone(bucket, object_key)
+    if info.size != size:  # however much that is, it is not downloaded
+        raise _altered(bucket, object_key, bh_key, f"{info.size} bytes, and was stored with {size}")
 
     def part(start: int) -> bytes:
         return bucket.get_range(object_key, start, min(RANGE_BYTES, info.size - start))
@@ -112,17 +114,11 @@ def read(bucket: Bucket, object_key: str, bh_key: str, size: int) -> Generator[b
         ):
             for data in parts:
                 digest.update(data)
-                if info.size == size:  # else it is only read to tell what is there
-                    yield data
+                yield data
     except ObjectNotFoundError as error:
         raise gone(bucket, object_key) from error
-    if info.size != size or digest.hexdigest() != bh_key:
-        raise BlobAlteredError(
-            f"Could not read the file {bh_key} at {bucket.url}: its object {object_key!r} has "
-            f"{info.size:,} bytes with the SHA-256 {digest.hexdigest()}, and was stored with "
-            f"{size:,} bytes and the SHA-256 {bh_key}. It was altered in the bucket: delete that "
-            "object and put() the file again."
-        )
+    if digest.hexdigest() != bh_key:
+        raise _altered(bucket, object_key, bh_key, f"the SHA-256 {digest.hexdigest()}")
 
 
 def whole(
@@ -138,6 +134,13 @@ def whole(
         for part in parts:
             report(buffer.write(part))
     return buffer.getvalue()
+
+
+def _altered(bucket: Bucket, object_key: str, bh_key: str, what: str) -> BlobAlteredError:
+    return BlobAlteredError(
+        f"Could not read the file {bh_key} at {bucket.url}: its object {object_key!r} has {what}. "
+        "It was altered in the bucket: delete that object and put() the file again."
+    )
 
 
 def gone(bucket: Bucket, object_key: str) -> BlobNotFoundError:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from ..crashpoints import crash_point
 from ..errors import ConfigError
 from ..storage.contract import Bucket
 from ..storage.images import Progress
@@ -23,6 +24,7 @@ from ..storage.parallel import ordered_map
 from ..storage.restoring import SMALL_AT_ONCE
 from ..storage.translate import translated
 from .kept import look_around
+from .unpublished import condemned
 
 log = logging.getLogger("buckethead")
 
@@ -92,16 +94,18 @@ def _delete(
     bucket: Bucket, keys: Sequence[str], old: float, rows: Callable[[], set[str]], dry_run: bool
 ) -> tuple[int, int]:
     """Delete those that are as old as before, and not named meanwhile: how many, and how many are
-    younger now. A few at a time, so that little time passes in between."""
-    with closing(ordered_map(bucket.head, keys, len(keys))) as heads:
-        there = [info for info in heads if info is not None]
-    aged = [info.key for info in there if info.last_modified < old]
-    named = rows()
-    doomed = [key for key in aged if key not in named]
-    if not dry_run:
-        with closing(ordered_map(bucket.delete, doomed, len(keys))) as deletions:
-            for _ in deletions:
-                pass
+    younger now. A few at a time, so that little time passes in between, and puts wait little."""
+    with condemned(bucket, keys):
+        with closing(ordered_map(bucket.head, keys, len(keys))) as heads:
+            there = [info for info in heads if info is not None]
+        aged = [info.key for info in there if info.last_modified < old]
+        named = rows()
+        doomed = [key for key in aged if key not in named]
+        if not dry_run:
+            crash_point("gc.looked")
+            with closing(ordered_map(bucket.delete, doomed, len(keys))) as deletions:
+                for _ in deletions:
+                    crash_point("gc.deleted-one")
     return len(doomed), len(there) - len(aged)
 
 

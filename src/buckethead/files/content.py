@@ -5,6 +5,7 @@ is hashed again; where the two differ nothing is stored. What can be read only o
 large and in memory, goes to a temporary file while it is hashed (0600, gone with its `Content`).
 """
 
+import atexit
 import hashlib
 import io
 import os
@@ -106,6 +107,9 @@ class _File:
         )
 
 
+_temporary: dict[Path, int] = {}  # those there are, and the process that made each
+
+
 class _Temporary:
     """A temporary file that is removed with this object, at the end of the process at the latest;
     by a fork of it never."""
@@ -114,7 +118,9 @@ class _Temporary:
         descriptor, name = tempfile.mkstemp(prefix="buckethead-")
         os.close(descriptor)
         self.path = Path(name)
-        weakref.finalize(self, _remove, self.path, os.getpid())
+        _temporary[self.path] = os.getpid()
+        # at exit it would come too early: volumes publish then, and may need it
+        weakref.finalize(self, _remove, self.path).atexit = False
 
     def content(self, sha256: str, size: int) -> Content:
         """What it holds, once it is written."""
@@ -122,9 +128,16 @@ class _Temporary:
             return Content(sha256, size, _File(self.path, _stamp_of(file), self))
 
 
-def _remove(path: Path, process: int) -> None:
-    if os.getpid() == process:
+def _remove(path: Path) -> None:
+    if _temporary.get(path) == os.getpid():
         path.unlink(missing_ok=True)
+        del _temporary[path]  # now: after Ctrl-C it is tried again at the end
+
+
+@atexit.register  # before the hook that publishes, which is called first then
+def _remove_all() -> None:
+    for path in list(_temporary):
+        _remove(path)
 
 
 def _stamp_of(file: io.FileIO) -> _Stamp:

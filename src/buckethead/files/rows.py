@@ -79,7 +79,7 @@ def _decoded(bh_key: str, text: Any) -> dict[str, Any]:
         return {}
     try:
         metadata = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise ValueError(

@@ -8,7 +8,6 @@ its own; and only `FileStore.gc` deletes objects.
 
 import io
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -17,11 +16,12 @@ from typing import Any, overload
 
 import apsw
 
+from ..crashpoints import crash_point
 from ..errors import BlobNotFoundError, VolumeError, VolumeReadOnlyError
 from ..follower import Follower, clock
 from ..image.database import Database
 from ..image.vfs import connected, file_of
-from ..interfaces.statements import as_one
+from ..interfaces.statements import alone, as_one
 from ..past import Past
 from ..storage.contract import Bucket, replacing
 from ..volume import Volume
@@ -61,7 +61,7 @@ class FileStore:
         self._connection = connection
         self._bucket = bucket
         self._prefix = prefix
-        self._alone = threading.RLock()  # APSW lets one thread at a time use a connection
+        self._alone = alone(connection)  # APSW lets one thread at a time use it
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -182,12 +182,14 @@ class FileStore:
             check_writable(self._connection, "main", database)
         since = clock()
         blobs.write(self._bucket, object_key, content, progress)
+        crash_point("file.stored")
         file = FileMetadata(
             content.sha256, object_key, content.size, mime, filename, time.time(), metadata
         )
         with self._alone, as_one(self._connection):
             rows.insert(self._connection, "main", file.as_row())
             remember(database, self._bucket, object_key, content, since)
+            crash_point("file.row-written")
 
     def delete(self, bh_key: str) -> bool:
         """Drop the row of a file; False where there was none. The object stays until `gc`: other

@@ -20,6 +20,7 @@ import apsw
 from ..errors import SourceChangedError
 from ..interfaces.backing import Backing
 from ..interfaces.statements import as_one
+from .rows import row_of
 from .store import FileStore
 
 SETTLED_SECONDS = 2.0
@@ -166,11 +167,12 @@ class LocalFileTracker:
     def _look(self, path: str, before: TrackedFile | None) -> bool:
         """Store and record a file unless it is as it was; whether its content is another one."""
         status = _status(path)
-        if before is not None and _vouched(before, status):
+        stored = before if before is not None and self._has(before.bh_key) else None
+        if stored is not None and _vouched(stored, status):
             return False
         now = time.time()
-        if before is not None and _hash_of(path) == before.bh_key:
-            key = before.bh_key
+        if stored is not None and stored.bh_key is not None and _hash_of(path) == stored.bh_key:
+            key = stored.bh_key
         else:
             key = self._files.put(Path(path))
         after = _status(path)
@@ -185,6 +187,10 @@ class LocalFileTracker:
             _FILES.put(self._connection, file)
             self._add_version(path, key, status, now)
         return before is None or before.bh_key != key
+
+    def _has(self, bh_key: str | None) -> bool:
+        """Whether the content is still among the files: anybody may delete it there."""
+        return bh_key is not None and row_of(self._connection, "main", bh_key) is not None
 
     def _add_version(self, path: str, key: str, status: os.stat_result, now: float) -> None:
         """Record a version, unless it is the newest already: tracked again, or written anew."""

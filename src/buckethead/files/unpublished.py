@@ -21,7 +21,7 @@ import logging
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -49,6 +49,8 @@ HELD_BYTES = 16 * 1024 * 1024
 
 log = logging.getLogger("buckethead")
 
+_Blob = tuple[tuple[str, ...], str]  # store and key
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -66,7 +68,7 @@ class Unpublished:
 
     def __init__(self, volume: Volume) -> None:
         self._volume = weakref.ref(volume)  # which refers to this
-        self._entries: dict[tuple[tuple[str, ...], str], _Entry] = {}  # by store and key
+        self._entries: dict[_Blob, _Entry] = {}
         self._lock = threading.RLock()  # guards _entries
 
     def remember(
@@ -152,8 +154,10 @@ def _renewed(entry: _Entry) -> BlobError | None:
 
 
 _all: WeakKeyDictionary[Volume, Unpublished] = WeakKeyDictionary()
-_under_way: Counter[tuple[tuple[str, ...], str]] = Counter()
-_lock = threading.RLock()  # guards both; reentrant for finalizers
+_under_way: Counter[_Blob] = Counter()
+_condemned: list[set[_Blob]] = []  # by collections, each until it has deleted them
+_lock = threading.RLock()  # guards all of them; reentrant for finalizers
+_over = threading.Condition(_lock)  # some of _condemned are not any more
 
 
 def unpublished_of(volume: Volume) -> Unpublished:
@@ -169,17 +173,35 @@ def unpublished_of(volume: Volume) -> Unpublished:
 
 @contextmanager
 def under_way(bucket: Bucket, object_key: str) -> Iterator[None]:
-    """A blob is being put in this process for the length of a block."""
+    """A blob is being put in this process for the length of a block, which begins when no
+    collection here is about to delete that blob."""
     place = bucket.identity, object_key
     with _lock:
         _under_way[place] += 1
     try:
+        with _over:
+            _over.wait_for(lambda: not any(place in doomed for doomed in _condemned))
         yield
     finally:
         with _lock:
             _under_way[place] -= 1
             if not _under_way[place]:
                 del _under_way[place]
+
+
+@contextmanager
+def condemned(bucket: Bucket, object_keys: Collection[str]) -> Iterator[None]:
+    """Blobs may be deleted in a block: a put of one that begins meanwhile waits for its end. The
+    others are among `keys_named` already."""
+    doomed = {(bucket.identity, key) for key in object_keys}
+    with _lock:
+        _condemned.append(doomed)
+    try:
+        yield
+    finally:
+        with _over:
+            _condemned.remove(doomed)
+            _over.notify_all()
 
 
 def keys_named(bucket: Bucket) -> set[str]:

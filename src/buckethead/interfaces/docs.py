@@ -28,7 +28,7 @@ from .filters import (
     json_path,
     ordering,
 )
-from .statements import as_one, run
+from .statements import alone, as_one, run
 
 Document = dict[str, Any]
 Row = tuple[str, str, str, float, float]
@@ -97,7 +97,7 @@ class Collection:
         """
         changed = f"UPDATE main.bh_docs SET doc = ?, updated_at = ? {_ONE} RETURNING id"
         key = (self.name, _text(id, "id"))
-        if not list(self._rows(changed, (_encode(document, id), time.time(), *key))):
+        if not self._written(changed, (_encode(document, id), time.time(), *key)):
             raise self._missing(id)
 
     def update(self, id: str, changes: Document) -> None:
@@ -110,7 +110,7 @@ class Collection:
         key = (self.name, _text(id, "id"))
         with as_one(self._connection):
             # a write first: nobody can change the document between reading and writing
-            found = list(self._rows(touched, (time.time(), *key)))
+            found = self._written(touched, (time.time(), *key))
             if not found:
                 raise self._missing(id)
             merged = _encode({**self._decode(*found[0]), **changes}, id)
@@ -119,12 +119,12 @@ class Collection:
     def delete(self, id: str) -> bool:
         """Delete a document; False when there was none."""
         gone = f"DELETE FROM main.bh_docs {_ONE} RETURNING id"
-        return bool(list(self._rows(gone, (self.name, _text(id, "id")))))
+        return bool(self._written(gone, (self.name, _text(id, "id"))))
 
     def drop(self) -> int:
         """Delete every document of the collection, and say how many there were."""
         gone = "DELETE FROM main.bh_docs WHERE collection = ? RETURNING 1"
-        return sum(1 for _ in self._rows(gone, (self.name,)))
+        return len(self._written(gone, (self.name,)))
 
     def create_index(self, path: str) -> None:
         """Make filters and sorts on a path fast, in every collection; nothing where it is there.
@@ -177,6 +177,11 @@ class Collection:
                     f"Could not insert into the collection {self.name!r}: it has a document with "
                     f"the id {row[1]!r} already. Use replace() or update(), or another id"
                 ) from error
+
+    def _written(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """What a statement that writes returns."""
+        with alone(self._connection):
+            return list(self._rows(sql, values))
 
     def _missing(self, id: str) -> KeyError:
         return KeyError(f"the collection {self.name!r} has no document with the id {id!r}")
@@ -273,7 +278,7 @@ class Collection:
     def _decode(self, id: str, text: str) -> Document:
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _not_a_document(self.name, id) from error
         if not isinstance(document, dict):
             raise _not_a_document(self.name, id)

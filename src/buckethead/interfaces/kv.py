@@ -6,7 +6,6 @@ key is absent at once; the next write deletes it.
 """
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar, overload
@@ -14,7 +13,7 @@ from typing import Any, TypeVar, overload
 import apsw
 
 from .kvstore import ALIVE, make, read, sweeper_of
-from .statements import as_one, run
+from .statements import alone, as_one, run
 
 Default = TypeVar("Default")
 
@@ -68,7 +67,7 @@ class KV:
         self._connection = connection
         self._sweeper = sweeper_of(connection)
         # Threads that share the connection: no COMMIT works while another statement is writing
-        self._writing = threading.RLock()
+        self._writing = alone(connection)
 
     # -- reading ----------------------------------------------------------------------------
 

@@ -1,13 +1,19 @@
 """Statements of ours on a user's connection: run as they are, and several of them as one.
 
-The rule: the transaction that is running belongs to the caller. It is joined, and never ended.
+The rule: the transaction that is running belongs to the caller. It is joined, and never ended. One
+that is ours takes in nothing that other threads do on that connection.
 """
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import apsw
+
+_locks: WeakKeyDictionary[apsw.Connection, "threading.RLock"] = WeakKeyDictionary()
+_lock = threading.Lock()  # guards _locks
 
 
 def quoted(schema: str) -> str:
@@ -31,18 +37,27 @@ def columns_of(connection: apsw.Connection, schema: str, table: str) -> tuple[st
     return tuple(name for (name,) in run(connection, sql, (table, schema)))
 
 
+def alone(connection: apsw.Connection) -> "threading.RLock":
+    """What a thread holds while it writes through a connection that others may use too: a write of
+    theirs would be undone with a transaction of ours, although it had succeeded."""
+    with _lock:
+        return _locks.setdefault(connection, threading.RLock())
+
+
 @contextmanager
 def as_one(connection: apsw.Connection) -> Iterator[None]:
     """The block happens whole or not at all, within the transaction that is running if any; else
     in one that has the write lock from its beginning."""
-    begin, end, undo = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
-    if connection.in_transaction:
-        begin, end, undo = "SAVEPOINT bh", "RELEASE bh", "ROLLBACK TO bh; RELEASE bh"
-    run(connection, begin)
-    try:
-        yield
-        run(connection, end)
-    except BaseException:
-        if connection.in_transaction:  # SQLite itself rolls back after some errors
-            run(connection, undo).fetchall()
-        raise
+    with alone(connection):
+        begin, end, undo = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
+        if connection.in_transaction:
+            begin, end, undo = "SAVEPOINT bh", "RELEASE bh", "ROLLBACK TO bh; RELEASE bh"
+        try:
+            run(connection, begin)  # in the block: Ctrl-C is raised when it has just begun, too
+            yield
+            run(connection, end)
+        except BaseException:
+            if connection.in_transaction:  # SQLite itself rolls back after some errors
+                with suppress(apsw.SQLError):  # no such savepoint: Ctrl-C before or after it
+                    run(connection, undo).fetchall()
+            raise

@@ -283,13 +283,17 @@ def _text_fault(changes: dict[str, Any]) -> str | None:
         if not isinstance(changes.get(name), str | None):
             return f"bh_files.{name} is to be text, or NULL"
     metadata = changes.get("metadata")
+    if metadata is None or (isinstance(metadata, str) and _is_json_object(metadata)):
+        return None
+    return "bh_files.metadata is to be the text of a JSON object, or NULL"
+
+
+def _is_json_object(text: str) -> bool:
     try:
-        known = metadata is None or (
-            isinstance(metadata, str) and isinstance(json.loads(metadata), dict)
-        )
-    except (ValueError, RecursionError):
-        known = False
-    return None if known else "bh_files.metadata is to be the text of a JSON object, or NULL"
+        rows.encoded(json.loads(text))  # Python reads NaN too
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _conflict(mode: int, fault: str) -> None:
