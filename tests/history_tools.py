@@ -2,9 +2,10 @@
 holds writers to an order, and a writer without a volume around it."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 from botocore.exceptions import ClientError, ReadTimeoutError
@@ -36,17 +37,49 @@ def broken_store() -> Exception:
     return ClientError(reply, "PutObject")  # type: ignore[arg-type]
 
 
+def slow_down() -> Exception:
+    """What boto3 raises when a store has asked for fewer requests and goes on asking."""
+    reply = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    return ClientError(reply, "PutObject")  # type: ignore[arg-type]
+
+
+def error_inside() -> Exception:
+    """What boto3 raises for a reply that begins as a success and has an error in its body."""
+    reply = {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 200}}
+    return ClientError(reply, "CopyObject")  # type: ignore[arg-type]
+
+
 class Fault(Enum):
-    """What becomes of a request that fails."""
+    """What becomes of a request that fails.
+
+    No upload lands cut short: S3 takes a body of the length that was announced, or none.
+    """
 
     LOST = "it never arrives"
     REPLY_LOST = "it is done, and nobody hears of it"
     DELAYED = "it is done much later: at `land`"
+    DOUBLED = "it is done twice, and the second answer is the one that comes"
+    THROTTLED = "it is turned away, as all tries before it were"
+    ERROR_INSIDE = "the answer says 200 and has an error inside, and nothing was done"
+    CUT = "half of what was read comes, and no error"
+    UNSEEN = "the listing lacks the object that was written last"
+    UNDEAD = "the listing still has what was deleted"
+
+
+UNANSWERED = (Fault.LOST, Fault.REPLY_LOST, Fault.DELAYED)
+REFUSALS = {Fault.THROTTLED: slow_down, Fault.ERROR_INSIDE: error_inside}
+
+
+def _half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+CUT = {Fault.CUT: _half}
 
 
 class Faulty(Bucket):
     """A bucket over another one. `fail` says which requests go wrong; ``calls`` has operation and
-    key of all. `land` has the delayed ones done."""
+    key of all, ``struck`` of the one that `fail_nth` meant. `land` has the delayed ones done."""
 
     def __init__(self, inner: Bucket, error: Callable[[], Exception] = no_answer) -> None:
         self.inner = inner
@@ -58,19 +91,29 @@ class Faulty(Bucket):
         self.calls: list[tuple[str, str]] = []
         self.before: Callable[[str, str], None] = lambda operation, key: None
         self._error = error
+        self.struck: list[tuple[str, str]] = []
         self._faults: list[tuple[str, Fault]] = []
-        self._nth: tuple[int, Fault] | None = None
+        self._nth: tuple[int, Fault, Collection[str]] | None = None
         self._delayed: list[Callable[[], object]] = []
+        self._written: list[str] = []  # in this order
+        self._deleted: dict[str, ObjectInfo] = {}
         self._lock = threading.RLock()
 
     def fail(self, operation: str, *faults: Fault) -> None:
         """The next requests of this kind go wrong so."""
         self._faults += [(operation, fault) for fault in faults]
 
-    def fail_nth(self, number: int, fault: Fault = Fault.LOST) -> None:
-        """From now on, the n-th request of any kind goes wrong, counted from 1."""
+    def fail_nth(self, number: int, fault: Fault = Fault.LOST, among: Collection[str] = ()) -> None:
+        """From now on, the n-th request goes wrong, counted from 1: of these operations, or of any
+        kind."""
         self.calls.clear()
-        self._nth = (number, fault)
+        self.struck.clear()
+        self._nth = (number, fault, among)
+
+    def calm(self) -> None:
+        """Nothing goes wrong any more."""
+        self._nth = None
+        self._faults.clear()
 
     def land(self) -> list[Exception | None]:
         """What has become of the delayed requests, by now."""
@@ -87,42 +130,72 @@ class Faulty(Bucket):
     def _fault(self, operation: str, key: str) -> Fault | None:
         with self._lock:
             self.calls.append((operation, key))
-            if self._nth is not None and len(self.calls) == self._nth[0]:
-                return self._nth[1]
+            if self._nth is not None:
+                number, fault, among = self._nth
+                alike = [name for name, _ in self.calls if name in among or not among]
+                if len(alike) == number and (operation in among or not among):
+                    self.struck.append((operation, key))
+                    return fault
             for entry in self._faults:
                 if entry[0] == operation:
                     self._faults.remove(entry)
                     return entry[1]
         return None
 
-    def _do(self, operation: str, key: str, request: Callable[[], T]) -> T:
+    def _do(
+        self,
+        operation: str,
+        key: str,
+        request: Callable[[], T],
+        spoilt: Mapping[Fault, Callable[[T], T]] = MappingProxyType({}),
+    ) -> T:
         self.before(operation, key)
         fault = self._fault(operation, key)
         if fault is Fault.DELAYED:
             self._delayed.append(request)
         if fault in (Fault.LOST, Fault.DELAYED):
             raise self._error()
+        if fault in REFUSALS:
+            raise REFUSALS[fault]()
         result = request()
+        if fault is Fault.DOUBLED:
+            result = request()
         if fault is Fault.REPLY_LOST:
             raise self._error()
-        return result
+        return spoilt[fault](result) if fault is not None and fault in spoilt else result
+
+    def _unseen(self, listed: list[ObjectInfo]) -> list[ObjectInfo]:
+        keys = {info.key for info in listed}
+        newest = next((key for key in reversed(self._written) if key in keys), None)
+        return [info for info in listed if info.key != newest]
+
+    def _undead(self, prefix: str, listed: list[ObjectInfo]) -> list[ObjectInfo]:
+        keys = {info.key for info in listed}
+        gone = self._deleted.values()
+        return listed + [
+            info for info in gone if info.key.startswith(prefix) and info.key not in keys
+        ]
 
     def head(self, key: str) -> ObjectInfo | None:
         return self._do("head", key, lambda: self.inner.head(key))
 
     def get_bytes(self, key: str) -> bytes:
-        return self._do("get_bytes", key, lambda: self.inner.get_bytes(key))
+        return self._do("get_bytes", key, lambda: self.inner.get_bytes(key), CUT)
 
     def get_range(self, key: str, start: int, length: int, *, if_match: str | None = None) -> bytes:
-        return self._do(
-            "get_range", key, lambda: self.inner.get_range(key, start, length, if_match=if_match)
-        )
+        def request() -> bytes:
+            return self.inner.get_range(key, start, length, if_match=if_match)
+
+        return self._do("get_range", key, request, CUT)
 
     def get_tail(self, key: str, length: int) -> bytes:
-        return self._do("get_tail", key, lambda: self.inner.get_tail(key, length))
+        return self._do("get_tail", key, lambda: self.inner.get_tail(key, length), CUT)
 
     def poll(self, key: str) -> Polled:
-        return self._do("poll", key, lambda: self.inner.poll(key))
+        def cut(polled: Polled) -> Polled:
+            return Polled(polled.data and _half(polled.data), polled.now)
+
+        return self._do("poll", key, lambda: self.inner.poll(key), {Fault.CUT: cut})
 
     def put_bytes(
         self,
@@ -133,13 +206,14 @@ class Faulty(Bucket):
         if_none_match: bool = False,
         if_match: str | None = None,
     ) -> str:
-        return self._do(
-            "put_bytes",
-            key,
-            lambda: self.inner.put_bytes(
+        def request() -> str:
+            etag = self.inner.put_bytes(
                 data, key, metadata=metadata, if_none_match=if_none_match, if_match=if_match
-            ),
-        )
+            )
+            self._written.append(key)
+            return etag
+
+        return self._do("put_bytes", key, request)
 
     def put_parts(
         self,
@@ -154,10 +228,9 @@ class Faulty(Bucket):
         always_multipart: bool = False,
     ) -> str:
         sent = list(chunks)
-        return self._do(
-            "put_parts",
-            key,
-            lambda: self.inner.put_parts(
+
+        def request() -> str:
+            etag = self.inner.put_parts(
                 sent,
                 key,
                 size=size,
@@ -166,14 +239,27 @@ class Faulty(Bucket):
                 if_match=if_match,
                 progress=progress,
                 always_multipart=always_multipart,
-            ),
-        )
+            )
+            self._written.append(key)
+            return etag
+
+        return self._do("put_parts", key, request)
 
     def copy(self, src: str, dst: str, *, seen: ObjectInfo | None = None) -> bool:
-        return self._do("copy", dst, lambda: self.inner.copy(src, dst, seen=seen))
+        def request() -> bool:
+            done = self.inner.copy(src, dst, seen=seen)
+            self._written.append(dst)
+            return done
+
+        return self._do("copy", dst, request)
 
     def delete(self, key: str) -> None:
-        self._do("delete", key, lambda: self.inner.delete(key))
+        def request() -> None:
+            listed = self.inner.list_objects(key)
+            self._deleted |= {info.key: info for info in listed if info.key == key}
+            self.inner.delete(key)
+
+        self._do("delete", key, request)
 
     def delete_many(self, keys: Iterable[str]) -> None:
         # one by one, as a store may do: so a test can stop it anywhere
@@ -181,7 +267,15 @@ class Faulty(Bucket):
             self.delete(key)
 
     def list_objects(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return iter(self._do("list_objects", prefix, lambda: list(self.inner.list_objects(prefix))))
+        def undead(listed: list[ObjectInfo]) -> list[ObjectInfo]:
+            return self._undead(prefix, listed)
+
+        def request() -> list[ObjectInfo]:
+            return list(self.inner.list_objects(prefix))
+
+        spoilt = {Fault.UNSEEN: self._unseen, Fault.UNDEAD: undead}
+        listed: list[ObjectInfo] = self._do("list_objects", prefix, request, spoilt)
+        return iter(listed)
 
     def abort_uploads(
         self, prefix: str, *, before: float, wanted: Callable[[str], bool] = lambda key: True

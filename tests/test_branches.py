@@ -232,11 +232,25 @@ def test_six_requests_and_a_copy_for_each_delta(
     counted = requests(volume, lambda: branches.create("x"))
     assert counted == {
         "list_objects": 1,
-        "head_object": 2,
-        "put_object": 1,
+        "head_object": 1,
+        "put_object": 2,
         "copy_object": 2 + deltas,
     }
-    assert volume.bucket.counters.snapshot().bytes_up - up < 200, "only the claim"
+    assert volume.bucket.counters.snapshot().bytes_up - up < 200, "only the claim and who made it"
+
+
+def test_an_image_that_was_replaced_meanwhile_is_done_without(
+    branches: Branches, db: apsw.Connection, volume: Volume
+) -> None:
+    volume.checkpoint()
+    image = volume.bucket.head("app.db")
+    assert image is not None
+    volume.bucket.put_bytes(b"another", "app.db", metadata=image.metadata)
+    up = volume.bucket.counters.snapshot().bytes_up
+    branches.create("x")
+    assert volume.bucket.counters.snapshot().bytes_up - up < 200
+    assert volume.bucket.head("app.db.branch.x") is None
+    assert published(volume.bucket, "x") == ["of main"]
 
 
 def test_opening_it_reads_no_page_again(

@@ -577,6 +577,29 @@ def test_what_is_found_by_looking_is_then_followed(world: World, clock: Clock) -
     assert following().image.pages == world.volume.image.pages, "followed, not restored"
 
 
+def test_what_was_found_by_looking_may_be_deleted_just_then(world: World, clock: Clock) -> None:
+    """Retention goes on between the listing and the next question."""
+    reader = opened(world)
+    for value in range(2, 7):
+        world.insert(value)
+    clock.now += RETENTION
+    really = world.bucket.poll
+    answers = [Polled(None, really("none").now)]
+    world.bucket.poll = lambda key: answers.pop() if answers else really(key)  # type: ignore[method-assign]
+    listing = world.bucket.list_objects
+
+    def listed(prefix: str = "") -> Iterator[ObjectInfo]:
+        found = list(listing(prefix))
+        if world.volume.wants_checkpoint:
+            world.volume.checkpoint()
+            world.bucket.delete_many(world.delta(txid) for txid in range(2, 6))
+        return iter(found)
+
+    world.bucket.list_objects = listed  # type: ignore[method-assign]
+    following().poll()
+    assert rows(reader) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_gap_is_an_error_and_heals_with_the_next_image(world: World, clock: Clock) -> None:
     reader = opened(world)
     for value in (2, 3):

@@ -20,12 +20,12 @@ from urllib.parse import urlencode
 import apsw
 import pytest
 
-from buckethead import checkpoints
+from buckethead import Branches, checkpoints
 from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
 from buckethead.storage import retention
 from buckethead.storage.history import Timeline, look
-from buckethead.storage.layout import TXID, Place
+from buckethead.storage.layout import TXID
 from buckethead.storage.restoring import restore
 from buckethead.uris import uri_of
 from buckethead.volume import Volume
@@ -109,9 +109,9 @@ class Replica:
 
 
 def replica_of(config: BucketConfig, folder: Path) -> Replica:
-    """The history of `main` as a replica: on S3 just as it is, else a copy in ``folder`` under the
+    """The history of a branch as a replica: on S3 as it is, else a copy in ``folder`` under the
     names that Litestream gives the levels in a directory."""
-    place = Place(config.key)
+    place = config.place
     assert config.endpoint_url is not None
     if not config.endpoint_url.startswith("file:"):
         return s3_replica(config, place.history.rstrip("/"))
@@ -178,7 +178,7 @@ class History:
 
     @property
     def timeline(self) -> Timeline:
-        return look(self.volume.bucket, Place(self.config.key))
+        return look(self.volume.bucket, self.config.place)
 
     def check(self, *, shrunk: bool = False) -> bytes:
         """Whether Litestream has the state that we restore; that state.
@@ -186,7 +186,7 @@ class History:
         Page by page it also shows the pages of before that a database has ``shrunk`` by, until a
         snapshot follows: it takes the file to be as long as any index says. No row is in them.
         """
-        restored = restore(self.volume.bucket, Place(self.config.key))
+        restored = restore(self.volume.bucket, self.config.place)
         assert restored is not None
         assert restored.stamp is not None
         ours = b"".join(restored.image.pages)
@@ -296,6 +296,31 @@ def test_other_page_sizes(page_size: int, days: Days, tmp_path: Path) -> None:
 
 def test_commits_that_publish_themselves(days: Days, tmp_path: Path) -> None:
     live_through(History(directory(tmp_path), settings("commit"), tmp_path), days, PAGE_SIZE)
+
+
+def test_a_branch_is_a_replica_too(bucket_config: BucketConfig, days: Days, tmp_path: Path) -> None:
+    """Made from a first delta, deleted and made again by an upload, and made from a snapshot."""
+    config = bucket_config.model_copy(update={"key": "folder/app.db"})
+    main = History(config, settings(), tmp_path)
+    grow(main, PAGE_SIZE)
+    branches = Branches(main.volume, registry)
+    branches.create("x")
+    branches.delete("x")
+    branches.create("x")
+    branches.create("early")
+    days.passed = 2
+    main.insert(3)
+    main.volume.checkpoint()
+    assert main.timeline.snapshots
+    main.insert(3)
+    branches.create("late")
+    for name in ("early", "x", "late"):
+        forget(main.volume)
+        branch = History(config.model_copy(update={"initial_branch": name}), settings(), tmp_path)
+        branch.check()
+        branch.insert(5)
+        branch.check()
+        main.volume = branch.volume
 
 
 @pytest.mark.usefixtures("days")

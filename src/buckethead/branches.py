@@ -5,6 +5,9 @@ is flushed before; a branch that this process has open is written through its vo
 its back.
 """
 
+from contextlib import nullcontext
+
+from . import refusals
 from .errors import BranchError, VolumeBusyError, VolumeReadOnlyError
 from .follower import Follower
 from .image.pages import PageImage
@@ -46,8 +49,8 @@ class Branches:
         """Make a branch that begins as ``from_branch`` is now, by default the current one.
 
         Of a volume that another writer has fenced it saves what that one does not have. Raises
-        InvalidBranchNameError, BranchExistsError, BranchNotFoundError, and BranchError where
-        nothing was written yet.
+        InvalidBranchNameError, BranchExistsError, BranchNotFoundError, VolumeBusyError while that
+        branch is being switched to or from, and BranchError where nothing was written yet.
         """
         volume = self._writer()
         place = Place(volume.key, checked_branch(from_branch or volume.branch))
@@ -63,10 +66,13 @@ class Branches:
         else:
             # meanwhile its retention deletes nothing that is copied
             with mounted.published() as state, mounted.checkpointing:
+                if state.place != place:
+                    raise refusals.on_the_move(mounted.name)
                 pin = state.pin
                 source = Source(
                     *(state.place, state.stamp, pin.page_size, pin.page_count),
                     image=lambda: PageImage(pin.page_size, pin.copy()),
+                    seen=state.checkpoints.image,
                 )
                 branches.create(volume.bucket, source, name, fence=fence)
 
@@ -87,14 +93,15 @@ class Branches:
         if place == volume.place:
             raise BranchError(f"Could not overwrite the branch {target!r} with itself.")
         mounted = self._registry.holder(volume.bucket, place)
-        other = mounted or self._registry.mount_beside(volume, target)
-        try:
+        alone = self._registry.alone(volume, target) if mounted is None else nullcontext(mounted)
+        with alone as other, other.flushing:  # which keeps it from being switched
+            if other.place != place:
+                raise refusals.on_the_move(other.name)
+            for prepare in volume.before_publish:  # rows come along that only this volume knows of
+                prepare()
             with volume.image.pinned() as pin:
                 other.swap(pin.page_size, pin.copy())
             other.flush()
-        finally:
-            if mounted is None:
-                self._registry.unmount(other, discard=True)
 
     def delete(self, name: str) -> None:
         """Delete a branch; its name can be used again. Whoever still writes to it is told.
@@ -119,12 +126,14 @@ class Branches:
         branches.delete(volume.bucket, volume.key, name, fence=fence)
 
     def _writer(self) -> Volume:
-        if isinstance(self._database, Volume):
-            return self._database
-        raise VolumeReadOnlyError(
-            f"Could not change the branches of {self._database.name!r}: it was opened for reading "
-            "only. Open it without mode=ro, follow, txid or at."
-        )
+        if not isinstance(self._database, Volume):
+            raise VolumeReadOnlyError(
+                f"Could not change the branches of {self._database.name!r}: it was opened for "
+                "reading only. Open it without mode=ro, follow, txid or at."
+            )
+        if self._database.inherited:
+            raise refusals.inherited(self._database.name)
+        return self._database
 
 
 def _in_memory(volume: Volume) -> Source:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from .config import SnapshotConfig
+from .crashpoints import crash_point
 from .errors import BucketHeadError
 from .image.pages import Pin
 from .storage import retention
-from .storage.contract import Bucket
+from .storage.contract import Bucket, ObjectInfo
 from .storage.history import adopted_by, look
-from .storage.images import Progress, Stamp, write_image
+from .storage.images import PAGE_CHECKSUM, Progress, Stamp, write_image
 from .storage.layout import TXID, Place
 from .storage.snapshot import FlushResult
 
@@ -31,9 +32,10 @@ log = logging.getLogger("buckethead")
 
 
 class Checkpoints:
-    """The image of one volume, as far as its writer knows. ``image_txid`` is the state that it is,
-    ``published_bytes`` counts what was published, also by others before the mount. Guarded by the
-    volume, which has one thread at a time write an image."""
+    """The image of one volume, as far as its writer knows: the object ``image``, None where it has
+    seen none, of the state ``image_txid``. ``published_bytes`` counts what was published, also by
+    others before the mount. Guarded by the volume, which has one thread at a time write an image.
+    """
 
     def __init__(self, bucket: Bucket, place: Place, config: SnapshotConfig) -> None:
         self._bucket = bucket
@@ -43,13 +45,25 @@ class Checkpoints:
         self._freed_clock: float | None = None
         self.found(0, 0)
 
-    def found(self, image_txid: TXID, delta_bytes: int, *, unstamped: bool = False) -> None:
+    def found(
+        self,
+        image_txid: TXID,
+        delta_bytes: int,
+        *,
+        unstamped: bool = False,
+        image: ObjectInfo | None = None,
+    ) -> None:
         """Note what a restore found: the image and the bytes of the deltas after it; ``unstamped``
         where it says nothing of its place in the history that is about to begin with it."""
         self.image_txid = image_txid
+        self.image = image
         self.published_bytes = delta_bytes
         self._image_bytes = 0  # of published_bytes: what the image covers
         self._unstamped = unstamped
+
+    def published(self, result: FlushResult, pin: Pin, stamp: Stamp | None) -> "PublishedState":
+        """What was published just now."""
+        return PublishedState(result, pin, self._place, stamp, self, self.published_bytes)
 
     def seconds_until_due(self, database_size: int) -> float | None:
         """How long until deltas have been published for so long, or so many, that an image is due;
@@ -74,7 +88,8 @@ class Checkpoints:
         """Write the published state that ``pin`` shows as the image; its page checksum. ``ending``
         tells others that nothing comes after it. Raises NewerImageError, ForeignImageError,
         BucketError."""
-        checksum = write_image(
+        crash_point("image.wanted")
+        self.image = write_image(
             pin,
             self._bucket,
             self._place.image,
@@ -87,7 +102,8 @@ class Checkpoints:
         self.image_txid, self._image_bytes = stamp.txid, published_bytes
         self._unstamped = False
         self._written_clock = time.monotonic()
-        return checksum
+        crash_point("image.noted")
+        return self.image.metadata[PAGE_CHECKSUM]
 
     def check_still_ours(self, stamp: Stamp) -> None:
         """Raise FencedError where another writer has gone on, HistoryError, BucketError."""

@@ -9,6 +9,7 @@ fails, says so, and nothing more is written until the bucket has been asked
 import time
 from collections.abc import Callable
 
+from .crashpoints import crash_point
 from .errors import FencedError, PublicationError, VolumeBusyError
 from .image.database import Transaction
 from .image.pages import PageImage
@@ -42,7 +43,9 @@ def publish_for_certain(name: str, publisher: Publisher, changes: Changes) -> Pu
     Raises FencedError, PublicationError, FateOpenError.
     """
     try:
-        return publisher.publish(changes)
+        published = publisher.publish(changes)
+        crash_point("commit.published")
+        return published
     except FencedError:
         raise
     except Exception as error:

@@ -27,7 +27,7 @@ from .image.vfs import SHARED, DatabaseFile
 from .status import VolumeStatus
 from .storage import ltx
 from .storage.branches import not_there
-from .storage.contract import Bucket
+from .storage.contract import Bucket, Polled
 from .storage.history import Entry, look, plans, utc
 from .storage.images import Stamp
 from .storage.layout import MAIN, TXID
@@ -229,8 +229,7 @@ class Follower(Database):
         """Ask for the next delta; False when there is none."""
         key = self.place.delta(self.txid + 1)
         asked = clock()  # an answer is no younger, however long it was on its way
-        with translated(f"look for the delta {key!r}", self.bucket):
-            polled = self.bucket.poll(key)
+        polled = self._asked(key)
         missed = self._may_have_missed(polled.now)
         moved = polled.data is not None
         if polled.data is None:
@@ -241,6 +240,10 @@ class Follower(Database):
             self._follow(Entry(self.txid + 1, key, len(polled.data), polled.now), polled.data)
         self._heard_clock, self._heard_at = asked, polled.now
         return moved
+
+    def _asked(self, key: str) -> Polled:
+        with translated(f"look for the delta {key!r}", self.bucket):
+            return self.bucket.poll(key)
 
     def _may_have_missed(self, now: float) -> bool:
         """Whether the last answer is so old that the next delta may be deleted by now: by the
@@ -260,8 +263,13 @@ class Follower(Database):
         self._check_same_history(timeline.epoch)
         if timeline.newest == self.txid:
             return False
-        if self.txid + 1 not in timeline.deltas:
+        entry = timeline.deltas.get(self.txid + 1)
+        data = self._asked(entry.key).data if entry is not None else None
+        # deleted since it was listed, or a claim that landed where deltas were deleted
+        if entry is None or data is None or len(data) == ltx.EMPTY_SIZE:
             self._reload()
+        else:
+            self._follow(entry, data)
         return True
 
     def _follow(self, entry: Entry, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """What a write is told where writing is not allowed (any more): the refusals of a volume."""
 
-from .errors import HistoryError, VolumeError, VolumeReadOnlyError
+from .errors import HistoryError, VolumeBusyError, VolumeError, VolumeReadOnlyError
 
 
 def inherited(name: str) -> VolumeReadOnlyError:
@@ -25,6 +25,14 @@ def stopped(name: str) -> VolumeError:
     return VolumeError(
         f"Could not write to {name!r}: it was stopped or unmounted. Start or mount it again and "
         "open a new connection."
+    )
+
+
+def on_the_move(name: str) -> VolumeBusyError:
+    """While a volume is mounted, or is made another branch."""
+    return VolumeBusyError(
+        f"Could not tell which branch {name!r} is: it is just being mounted or switched, perhaps "
+        "in an observer of a flush. Nothing was changed; try again when that is done."
     )
 
 

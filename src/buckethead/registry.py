@@ -19,6 +19,7 @@ from . import refusals
 from .checkpoints import PublishedState
 from .config import BucketConfig, SnapshotConfig
 from .errors import (
+    BranchError,
     BranchNotFoundError,
     BucketHeadError,
     ConfigError,
@@ -81,10 +82,14 @@ class Registry:
             return self._volumes.get(name)
 
     def holder(self, bucket: Bucket, place: Place) -> Volume | None:
-        """The volume that is this branch now."""
+        """The volume that is this branch now. Raises VolumeBusyError while one is about to be, or
+        has just been."""
         with self._lock:
             name = self._places.get((bucket.identity, place.image))
-            return self._volumes.get(name) if name is not None else None
+            volume = self._volumes.get(name) if name is not None else None
+        if name is not None and (volume is None or volume.place != place):
+            raise refusals.on_the_move(name)
+        return volume
 
     def beside(self, volume: Volume) -> list[Volume]:
         """The other branches of a volume that were opened beside it."""
@@ -253,19 +258,30 @@ class Registry:
         Raises BranchNotFoundError, VolumeBusyError where ``first`` itself is that branch, and as
         `mount` does.
         """
-        name, bucket = beside(first.name.partition(BRANCH)[0], branch), first.bucket
-        config = first.config.model_copy(update={"initial_branch": branch})
+        name = beside(first.name.partition(BRANCH)[0], branch)
+        place = Place(first.key, checked_branch(branch))
         with self._gate(name):
-            place = Place(first.key, checked_branch(branch))
-            with self._lock:
-                volume = self._volumes.get(name)
+            volume = self.get(name)
             if volume is not None:
                 return volume
-            with self._held(name, bucket, place):
-                read = _reader(bucket, place, first.snapshot)
-                with _known(first) as known:
-                    restored = _found(read(known=known), bucket, place)
-                return self._mounted(name, config, first.snapshot, bucket, restored, read)
+            with self._held(name, first.bucket, place):
+                return self._mounted(name, *_beside(first, place))
+
+    @contextmanager
+    def alone(self, first: Volume, branch: str) -> Iterator[Volume]:
+        """A branch of what is mounted, for the length of a block. Whoever opens it meanwhile waits,
+        so what is not published at the end is nobody's. Raises as `mount_beside` does."""
+        name = beside(first.name.partition(BRANCH)[0], branch)
+        place = Place(first.key, checked_branch(branch))
+        with self._gate(name):
+            if self.get(name) is not None:
+                raise refusals.on_the_move(name)
+            self._hold(name, first.bucket, place)
+            try:
+                config, snapshot, bucket, restored, read = _beside(first, place)
+                yield Volume(name, config, snapshot, bucket, restored, _unasked, _unasked, read)
+            finally:
+                self._let_go(first.bucket, place)
 
     def _mounted(
         self,
@@ -289,21 +305,34 @@ class Registry:
         Raises BranchNotFoundError, VolumeBusyError while a transaction is writing and where the
         branch is open beside, BucketError, FencedError; then nothing has changed.
         """
-        place, left = Place(volume.key, checked_branch(branch)), volume.place
+        place = Place(volume.key, checked_branch(branch))
+        if BRANCH in volume.name:
+            raise BranchError(
+                f"Could not switch {uri_of(volume.name)!r} to {branch!r}: it is open beside, and "
+                "its URI says which branch it is. Switch the volume that it was opened beside."
+            )
         with self._gate(volume.name):
             if self.get(volume.name) is not volume:
                 raise refusals.stopped(volume.name)
             volume.check_publishes()
+            left = volume.place
             if place == left:
                 return
-            with self._held(volume.name, volume.bucket, place):
-                read = _reader(volume.bucket, place, volume.snapshot)
-                with volume.published() as state:
-                    restored = _found(read(known=_known_by(state)), volume.bucket, place)
-                if restored is None:
-                    raise BranchNotFoundError(not_there(volume.bucket, place))
-                volume.move(place, restored, read)
-            self._let_go(volume.bucket, left)
+            self._hold(volume.name, volume.bucket, place)
+            try:
+                self._move(volume, place)
+            finally:
+                self._let_go(volume.bucket, left if volume.place == place else place)
+
+    def _move(self, volume: Volume, place: Place) -> None:
+        left, read = volume.place, _reader(volume.bucket, place, volume.snapshot)
+        with volume.published() as state:
+            restored = _found(read(known=_known_by(state)), volume.bucket, place)
+        if restored is None:
+            raise BranchNotFoundError(not_there(volume.bucket, place))
+        if self.get(volume.name) is not volume or volume.place != left:
+            raise refusals.on_the_move(volume.name)  # an observer of that flush did it
+        volume.move(place, restored, read)
 
     def unmount(self, volume: Volume, *, discard: bool = False) -> None:
         """Publish what a volume still has, write its image and forget it; its name and key can be
@@ -331,6 +360,14 @@ class Registry:
     @contextmanager
     def _held(self, name: str, bucket: Bucket, place: Place) -> Iterator[None]:
         """Hold a branch for a name: for good when the block succeeds."""
+        self._hold(name, bucket, place)
+        try:
+            yield
+        except BaseException:
+            self._let_go(bucket, place)
+            raise
+
+    def _hold(self, name: str, bucket: Bucket, place: Place) -> None:
         keys = [(bucket.identity, key) for key in (place.image, place.previous)]
         with self._lock:
             holder = next((self._places[key] for key in keys if key in self._places), name)
@@ -341,11 +378,6 @@ class Registry:
                 f"Could not mount {name!r}: its key {place.image!r} is mounted as {holder!r} in "
                 f"this process. Open it under that name, {uri_of(holder)!r}, or unmount it first."
             )
-        try:
-            yield
-        except BaseException:
-            self._let_go(bucket, place)
-            raise
 
     def _let_go(self, bucket: Bucket, place: Place) -> None:
         with self._lock:
@@ -365,6 +397,21 @@ class Registry:
 def _reader(bucket: Bucket, place: Place, snapshot: SnapshotConfig) -> "partial[Restored | None]":
     """What reads the newest state of a branch."""
     return partial(restore, bucket, place, integrity_check=snapshot.integrity_check)
+
+
+def _beside(
+    first: Volume, place: Place
+) -> "tuple[BucketConfig, SnapshotConfig, Bucket, Restored | None, partial[Restored | None]]":
+    """What a volume is made of that is a branch of another one."""
+    config = first.config.model_copy(update={"initial_branch": place.branch})
+    read = _reader(first.bucket, place, first.snapshot)
+    with _known(first) as known:
+        restored = _found(read(known=known), first.bucket, place)
+    return config, first.snapshot, first.bucket, restored, read
+
+
+def _unasked(volume: Volume) -> None:
+    """Nobody flushes it but whoever has it."""
 
 
 def _found(restored: Restored | None, bucket: Bucket, place: Place) -> Restored | None:

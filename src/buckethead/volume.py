@@ -114,7 +114,9 @@ class Volume(Database):
         if restored is None:
             return
         self._checkpoints.found(
-            restored.image_txid, restored.delta_bytes, unstamped=restored.stamp is None
+            *(restored.image_txid, restored.delta_bytes),
+            unstamped=restored.stamp is None,
+            image=restored.seen,
         )
         if restored.stamp is not None:
             self._publisher.page_size = restored.image.page_size
@@ -216,18 +218,25 @@ class Volume(Database):
 
     def publish(self) -> FlushResult:
         """`flush` without the image that may belong to it."""
+        with self.published() as state:
+            return state.result
+
+    @contextmanager
+    def published(self) -> Iterator[PublishedState]:
+        """Flush, and hold a pin of exactly what the bucket has then."""
         with self.flushing:
-            return self._flush()[0]
+            with self.publication_alone(), self.next_flush.begun():  # who waits now: the next
+                result, pin = self._flush_alone()
+                # before observers hear of it: they may commit, flush and switch
+                state = self._checkpoints.published(result, pin, self._publisher.stamp)
+            if result.uploaded:
+                self._tell("flush_finished", result)
+        try:
+            yield state
+        finally:
+            self.image.unpin(pin)
 
-    def _flush(self, *, keep: bool = False) -> tuple[FlushResult, Pin | None]:
-        """Publish. With ``keep`` also a pin of exactly what the bucket has then."""
-        with self.publication_alone(), self.next_flush.begun():  # who waits from here on: the next
-            result, pin = self._flush_alone(keep)
-        if result.uploaded:
-            self._tell("flush_finished", result)
-        return result, pin
-
-    def _flush_alone(self, keep: bool) -> tuple[FlushResult, Pin | None]:
+    def _flush_alone(self) -> tuple[FlushResult, Pin]:
         self.asked = False  # before the pin: whatever is committed after it asks again
         # between its publication and its commit point a transaction is in the bucket only
         wait_for_commit(
@@ -239,22 +248,20 @@ class Volume(Database):
             # undone, a first transaction leaves no page that could be dirty
             if not self.image.changed and self.refusal is not self._fate_open:
                 self.durable_version = self.image.version
-                pin = Pin() if keep else None
-                if pin is not None:
-                    self.image.pin(pin)
+                self.image.pin(pin := Pin())
                 txid = self._publisher.txid or None
                 return FlushResult(False, 0, self._checksum(), txid=txid), pin
         if self.inherited:
             raise refusals.inherited(self.name)
         self._tell("flush_started")
         try:
-            return self._publish(keep)
+            return self._publish()
         except BaseException as error:
             self._note(error)
             self._tell("flush_failed", error)
             raise
 
-    def _publish(self, keep: bool) -> tuple[FlushResult, Pin | None]:
+    def _publish(self) -> tuple[FlushResult, Pin]:
         started = time.perf_counter()
         published = self._settle()
         with self.image.publication() as publication:
@@ -263,7 +270,7 @@ class Volume(Database):
                 published = self._publisher.publish(self._publisher.changes(publication))
                 self._checkpoints.published_bytes += published.size
             self.durable_version = self._published_version = pin.version
-            publication.kept = keep
+            publication.kept = True
         result = FlushResult(
             uploaded=True,
             bytes_written=published.size,
@@ -276,17 +283,17 @@ class Volume(Database):
         self.last_flush_at = time.time()
         self.last_error = None
         self._last_flush_clock = time.monotonic()
-        return result, pin if keep else None
+        return result, pin
 
     def _settle(self) -> Published | None:
         """Learn the fate of an earlier attempt before anything newer is sent."""
+        for prepare in self.before_publish:  # what the earlier one names has to be there as well
+            prepare()
         settled = self._publisher.settle()
         if settled is not None:
             self._checkpoints.published_bytes += settled.size
             self.durable_version = max(self.durable_version, settled.version)
         self.lift(self._fate_open)  # the transaction is undone next
-        for prepare in self.before_publish:
-            prepare()
         return settled
 
     # -- waiting for durability -------------------------------------------------------------
@@ -376,22 +383,6 @@ class Volume(Database):
                 return state.result
             return self._write_image(state, stamp, progress, ending)
 
-    @contextmanager
-    def published(self) -> Iterator[PublishedState]:
-        """Flush, and pin exactly what the bucket has then."""
-        with self.flushing:
-            result, pin = self._flush(keep=True)
-            assert pin is not None, "it was to be kept"
-            checkpoints = self._checkpoints
-            state = PublishedState(
-                *(result, pin, self.place, self._publisher.stamp),
-                *(checkpoints, checkpoints.published_bytes),
-            )
-        try:
-            yield state
-        finally:
-            self.image.unpin(pin)
-
     def _write_image(
         self, state: PublishedState, stamp: Stamp, progress: Progress | None, ending: bool
     ) -> FlushResult:
@@ -426,16 +417,23 @@ class Volume(Database):
         Raises VolumeBusyError while a transaction is writing, and as `flush` does: then nothing
         has changed.
         """
-        with self.flushing, self.checkpointing, self.seated() as seat:
-            self._flush()
-            image = restored.image
-            self.put(seat, image.page_size, image.pages, published=True)
-            self.durable_version = self._published_version = self.image.version
-            self.place = place
-            self.home = (self.store, place.image)
-            self._reload = reload
-            self.refusal = None
-            self._begin(restored)
+        with self.flushing, self.checkpointing, self.seated() as seat, self.published():
+            try:
+                self._become(seat, place, restored, reload)
+            except BaseException:  # Ctrl-C: else one branch's pages go into the other's history
+                self._become(seat, place, restored, reload)
+                raise
+
+    def _become(
+        self, seat: Pin, place: Place, restored: Restored, reload: Callable[[], Restored | None]
+    ) -> None:
+        """The image comes last: who sees it is told to claim its history."""
+        self.place, self.home = place, (self.store, place.image)
+        self._reload, self.refusal = reload, None
+        self._begin(restored)
+        image = restored.image
+        self.put(seat, image.page_size, list(image.pages), published=True)
+        self.durable_version = self._published_version = self.image.version
 
     def _note(self, error: BaseException) -> None:
         self.last_error = error

@@ -107,7 +107,9 @@ def test_what_is_left_of_a_deleted_branch(volume: Volume, write: Callable[[str],
     make(bucket, "x")
     branches.delete(bucket, KEY, "x")
     timeline = look(bucket, place)
-    assert sorted(bucket.list_keys(f"{KEY}.ltx/x/")) == [place.delta(2), place.delta(3)]
+    assert sorted(bucket.list_keys(f"{KEY}.ltx/x/")) == [
+        *(place.delta(2), place.delta(3), place.making(0, 1)),
+    ]
     assert {entry.size for entry in timeline.deltas.values()} == {ltx.EMPTY_SIZE}
     assert read_header(bucket, timeline, 3).node_id == TOMBSTONE
     assert list(bucket.list_keys(f"{KEY}.branch.")) == []
@@ -158,7 +160,7 @@ def test_old_images_of_branches_are_found(volume: Volume, write: Callable[[str],
     bucket.put_bytes(data, f"{KEY}.branch.old")
     bucket.put_bytes(data, f"{KEY}.branch.old.prev")
     bucket.put_bytes(b"", f"{KEY}.branch.no name")
-    bucket.put_bytes(b"", f"{KEY}.ltx/probe")
+    bucket.put_bytes(b"", f"{KEY}.ltx/probe.txt")
     found = branches.find(bucket, KEY)
     assert [branch.name for branch in found] == ["main", "old"]
     assert found[1].txid == 0
@@ -178,7 +180,7 @@ def test_old_images_of_branches_are_found(volume: Volume, write: Callable[[str],
         ("app.db.branch.x.prev", "x"),
         ("app.db.ltx/x/0000/1-1.ltx", "x"),
         ("app.db.ltx/main/anything", "main"),
-        ("app.db.ltx/probe", None),
+        ("app.db.ltx/probe.txt", None),
         ("app.db.branch.", None),
         ("app.db.branch.a b", None),
         ("app.db.branch.x.prev.prev", None),

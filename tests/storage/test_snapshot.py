@@ -16,6 +16,7 @@ from fastcrc import crc64
 
 from buckethead.errors import (
     BucketDeniedError,
+    BucketUnavailableError,
     ConfigError,
     PreconditionFailedError,
     SnapshotError,
@@ -37,6 +38,7 @@ from buckethead.storage.images import (
     write_image,
 )
 from buckethead.storage.snapshot import FlushResult, database_of, flush, restore
+from history_tools import Fault, Faulty
 from volume_tools import Controlled, Gate, Outcome, column, full_disk, pages_in, plain_file, query
 
 KEY = "folder/x.db"
@@ -116,6 +118,40 @@ def test_the_image_before_is_kept_exactly(bucket: Bucket, conn: apsw.Connection)
     save(conn, bucket)
     assert object_of(bucket, layout.previous(KEY)) == first
     assert object_of(bucket) != first
+
+
+def test_after_a_lost_reply_the_image_before_is_still_the_one_before(
+    tmp_path: Path, conn: apsw.Connection
+) -> None:
+    faulty = Faulty(DirectoryBucket(tmp_path / "bucket"))
+    fill(conn)
+    save(conn, faulty)
+    first = object_of(faulty)
+    fill(conn)
+    faulty.fail("put_parts", Fault.REPLY_LOST)
+    with pytest.raises(BucketUnavailableError):
+        save(conn, faulty)
+    second = object_of(faulty)
+    assert save(conn, faulty).snapshot_hash == second[1][PAGE_CHECKSUM]
+    assert object_of(faulty) == second
+    assert object_of(faulty, layout.previous(KEY)) == first
+
+
+def test_a_copy_that_lands_late_is_of_no_other_image(
+    tmp_path: Path, conn: apsw.Connection
+) -> None:
+    faulty = Faulty(DirectoryBucket(tmp_path / "bucket"))
+    fill(conn)
+    save(conn, faulty)
+    first = object_of(faulty)
+    fill(conn)
+    faulty.fail("copy", Fault.DELAYED)
+    with pytest.raises(BucketUnavailableError):
+        save(conn, faulty)
+    save(conn, faulty)
+    (outcome,) = faulty.land()
+    assert isinstance(outcome, PreconditionFailedError)
+    assert object_of(faulty, layout.previous(KEY)) == first
 
 
 def test_no_image_before_is_kept_where_none_is_wanted(
@@ -371,9 +407,11 @@ def test_progress_is_told_all_bytes(conn: apsw.Connection, controlled: Controlle
     up: list[int] = []
     down: list[int] = []
     with image.pinned() as pin:
-        assert write_image(
-            pin, controlled, KEY, keep_previous=False, progress=up.append
-        ) == checksum(pin)
+        written = write_image(pin, controlled, KEY, keep_previous=False, progress=up.append)
+        assert written.metadata[PAGE_CHECKSUM] == checksum(pin)
+    found = controlled.head(KEY)
+    assert found is not None
+    assert written == dataclasses.replace(found, last_modified=written.last_modified)
     read_image(controlled, KEY, progress=down.append)
     assert sum(up) == sum(down) == image.size
     assert len(up) > 1

@@ -45,8 +45,10 @@ class FileMetadata:
 
     @classmethod
     def of_row(cls, row: tuple[Any, ...]) -> "FileMetadata":
-        """What a row says. Raises ValueError where its metadata is no JSON object."""
+        """What a row says. Raises ValueError where its metadata is no JSON object, its size no
+        number, or its object key no text."""
         bh_key, object_key, size, mime, filename, created_at, text = row
+        check_place(bh_key, object_key, size)
         metadata = _decoded(bh_key, text)
         return cls(bh_key, object_key, size, mime, filename, created_at, metadata)
 
@@ -54,6 +56,15 @@ class FileMetadata:
         """The values of its row."""
         values = (getattr(self, name) for name in COLUMNS[:-1])
         return (*values, encoded(self.metadata) if self.metadata else None)
+
+
+def check_place(bh_key: object, object_key: object, size: object) -> None:
+    """Raise ValueError where a row does not say which object a file is, and how large."""
+    if not isinstance(object_key, str) or not isinstance(size, int):
+        raise ValueError(
+            f"Could not use the row of the file {bh_key!r}: its object_key is no text, or its size "
+            f"no number. Something else wrote it: DELETE FROM {TABLE} WHERE bh_key = ..."
+        )
 
 
 def encoded(metadata: object) -> str:

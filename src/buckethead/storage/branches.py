@@ -1,19 +1,22 @@
 """The branches of a database as keys in its bucket: found, made, overwritten and deleted.
 
 A branch has a history of its own, with its own fence, which begins with objects copied inside the
-store. The rules: it begins with a claim, so of two who make it one is told so; it is there when
-that claim can be restored, so a branch made by halves is none. It ends with a tombstone, a delta
-that is kept as claims are, so that whoever wrote to it and slept finds out; and a branch made
-again under its name goes on after it.
+store. The rules: of those who make it at once an object of a name that they all would write tells
+all but one so, since their claims need not meet; it begins with a claim, and is there when that can
+be restored, so a branch made by halves is none. It ends with a tombstone, a delta that is kept as
+claims are, so that whoever wrote to it and slept, or was slow to make it, finds out; and a branch
+made again under its name goes on after it, and depends on nothing that a late request may delete.
 """
 
+import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from ..crashpoints import crash_point
 from ..errors import (
     BranchError,
     BranchExistsError,
@@ -27,7 +30,7 @@ from . import ltx
 from .contract import Bucket, ObjectInfo
 from .history import TOMBSTONE, Timeline, is_deleted, listed, look, read_header
 from .images import Stamp
-from .layout import MAIN, TXID, Place, branch_of, checked_branch
+from .layout import MAIN, TXID, Place, branch_of, checked_branch, probe
 from .parallel import ordered_map
 from .publisher import BRANCHES, PUBLISHES_ONCE, Changes, Publisher
 from .restoring import SMALL_AT_ONCE, restore
@@ -39,6 +42,9 @@ ATTEMPTS_WHEN_MOVED_ON = 3
 
 MAKING_SECONDS = 60.0
 """How long a branch made by halves counts as one that somebody is making."""
+
+LATE_SECONDS = 30.0
+"""When whoever makes a branch makes sure that nobody has taken it for abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,8 @@ class BranchInfo:
 class Source:
     """The state that a branch is made from. ``stamp`` is where it stands in the history at
     ``place``, None for an image without any; ``image`` gives the pages, and is only called where
-    the objects cannot be copied, or are not that state, because it is not ``published``."""
+    the objects cannot be copied, or are not that state, because it is not ``published``. ``seen``
+    is the object that is the image, where its writer knows it."""
 
     place: Place
     stamp: Stamp | None
@@ -66,6 +73,7 @@ class Source:
     page_count: int
     image: Callable[[], PageImage]
     published: bool = True
+    seen: ObjectInfo | None = None
 
 
 # ---- finding
@@ -179,25 +187,30 @@ def create(bucket: Bucket, begins_as: Source, name: str, *, fence: bool = True) 
     target = Place(begins_as.place.key, checked_branch(name))
     with translated(f"make the branch {name!r} of {target.key!r}", bucket):
         objects = {info.key: info for info in bucket.list_objects(f"{target.key}.ltx/")}
-        image = bucket.head(begins_as.place.image)
+        image = begins_as.seen or bucket.head(begins_as.place.image)
         from_there = listed(begins_as.place, objects.values(), image)
         if begins_as.stamp is not None:
             from_there = replace(from_there, epoch=begins_as.stamp.epoch)
         if image is not None:
             objects[image.key] = image
         there = listed(target, objects.values(), bucket.head(target.image))
-        if name == MAIN or exists(bucket, there) or _is_being_made(bucket, there):
+        tries = [info for info in objects.values() if info.key.startswith(_tries(there))]
+        if name == MAIN or exists(bucket, there) or _is_being_made(bucket, there, tries):
             raise _exists_already(target, "there is one already, or it is just being made")
-        if begins_as.published and begins_as.stamp is None and not there.newest:
-            _copy_image(bucket, from_there, target)
+        if begins_as.published and begins_as.stamp is None and not (image and there.newest):
+            _copy_image(bucket, image, target)
             return
+        began = time.time()
+        _be_the_one(bucket, there, len(tries) + 1, fence=fence)
         _remove(bucket, there)
-        begun = _begin(bucket, begins_as, there, fence=fence)
-        stamp = begins_as.stamp if begins_as.published else None
-        copies = _to_copy(from_there, stamp, after=there.newest)
+        after, begun = _begin(bucket, begins_as, there, began, fence=fence)
+        copies = _to_copy(from_there, begins_as, after)
         if copies is None or not _copied(bucket, copies, objects, begins_as.place, target):
             with begins_as.image().pinned() as pin:
                 write_snapshot(pin, bucket, target, begun)
+        crash_point("branch.made")
+        if _is_late(began) and _is_buried(bucket, target, begun.txid):
+            raise _exists_already(target, "somebody else took it for abandoned meanwhile")
 
 
 def exists(bucket: Bucket, timeline: Timeline) -> bool:
@@ -205,11 +218,44 @@ def exists(bucket: Bucket, timeline: Timeline) -> bool:
     return timeline.has_base and not is_deleted(bucket, timeline)
 
 
-def _is_being_made(bucket: Bucket, timeline: Timeline) -> bool:
-    """Whether somebody began to make it so lately that he may still be at it."""
-    if not timeline.newest or timeline.has_base or is_deleted(bucket, timeline):
+def _is_late(began: float) -> bool:
+    """Whether others may soon take a branch for abandoned that we began to make at that time, in
+    unix seconds; no other clock goes on while the machine sleeps."""
+    return abs(time.time() - began) > LATE_SECONDS
+
+
+def _is_buried(bucket: Bucket, target: Place, claim: TXID) -> bool:
+    timeline = look(bucket, target, previous=False)
+    if claim + 1 not in timeline.deltas:
         return False
-    return abs(time.time() - timeline.deltas[timeline.newest].written_at) < MAKING_SECONDS
+    return read_header(bucket, timeline, claim + 1).node_id == TOMBSTONE
+
+
+def _tries(there: Timeline) -> str:
+    return there.place.making(there.newest)
+
+
+def _be_the_one(bucket: Bucket, there: Timeline, number: int, *, fence: bool) -> None:
+    """Of all who saw the same of a branch, let one go on: their claims need not meet, since these
+    lie where the states end that they copy."""
+    key, token = there.place.making(there.newest, number), secrets.token_bytes(16)
+    try:
+        bucket.put_bytes(token, key, if_none_match=fence)
+    except PreconditionFailedError as error:
+        if bucket.get_bytes(key) != token:  # else the reply to an earlier try of ours was lost
+            raise _exists_already(there.place, "somebody else has just begun to make it") from error
+    crash_point("branch.tried")
+
+
+def _is_being_made(bucket: Bucket, timeline: Timeline, tries: Iterable[ObjectInfo] = ()) -> bool:
+    """Whether somebody began to make it so lately that he may still be at it."""
+    begun = [info.last_modified for info in tries]
+    if timeline.newest and not timeline.has_base and not is_deleted(bucket, timeline):
+        begun.append(timeline.deltas[timeline.newest].written_at)
+    if not begun:
+        return False
+    now = bucket.poll(probe(timeline.place.key)).now  # the store's time, which is theirs too
+    return now - max(begun) < MAKING_SECONDS
 
 
 def _exists_already(target: Place, found: str) -> BranchExistsError:
@@ -219,9 +265,8 @@ def _exists_already(target: Place, found: str) -> BranchExistsError:
     )
 
 
-def _copy_image(bucket: Bucket, timeline: Timeline, target: Place) -> None:
+def _copy_image(bucket: Bucket, image: ObjectInfo | None, target: Place) -> None:
     """An image without a history is all there is of its database."""
-    image = timeline.image
     if image is None or not bucket.copy(image.key, target.image, seen=image):
         raise BranchError(
             f"Could not make the branch {target.branch!r} of {target.key!r}: at {bucket.url} there "
@@ -229,18 +274,34 @@ def _copy_image(bucket: Bucket, timeline: Timeline, target: Place) -> None:
         )
 
 
-def _begin(bucket: Bucket, source: Source, there: Timeline, *, fence: bool) -> Stamp:
-    """Claim the TXID after the state that is copied, and after all that was there."""
-    start = source.stamp or Stamp(0, 0, 0, 0)
-    start = replace(start, txid=max(start.txid, there.newest, 1))  # TXID 1 has all pages
-    publisher = Publisher(bucket, there.place, start, fence=fence)
-    publisher.node |= PUBLISHES_ONCE | BRANCHES
+def _begin(
+    bucket: Bucket, source: Source, there: Timeline, began: float, *, fence: bool
+) -> tuple[TXID, Stamp]:
+    """Claim the TXID after the state that is copied, and after all that was there; the TXID at
+    which that ended, and the claim."""
+    target = there.place
+    if _is_late(began):
+        raise _exists_already(target, "others may begin to make it by now, for this took too long")
     try:
+        after = _end_of(bucket, there, fence=fence)
+        start = source.stamp or Stamp(0, 0, 0, 0)
+        start = replace(start, txid=max(start.txid, after, 1))  # TXID 1 has all pages
+        publisher = Publisher(bucket, target, start, fence=fence)
+        publisher.node |= PUBLISHES_ONCE | BRANCHES
         publisher.publish(Changes(-1, source.page_size, source.page_count, (), ()))
     except FencedError as error:
-        raise _exists_already(there.place, "somebody else has just begun to make it") from error
+        raise _exists_already(target, "somebody else has just begun to make it") from error
     assert publisher.stamp is not None, "it was just published"
-    return publisher.stamp
+    crash_point("branch.claimed")
+    return after, publisher.stamp
+
+
+def _end_of(bucket: Bucket, timeline: Timeline, *, fence: bool) -> TXID:
+    """The TXID at which a branch that is none any more has ended, or ends now: nothing leads on
+    from what is left of it, or still arrives."""
+    if not timeline.newest or is_deleted(bucket, timeline):
+        return timeline.newest
+    return _bury(bucket, timeline, fence=fence)
 
 
 # ---- copying
@@ -254,10 +315,11 @@ class _Copies:
     bases: list[str]
 
 
-def _to_copy(timeline: Timeline, stamp: Stamp | None, *, after: TXID) -> _Copies | None:
+def _to_copy(timeline: Timeline, source: Source, after: TXID) -> _Copies | None:
     """The newest snapshot or first delta, from which other tools restore too, the image where that
-    is newer, and the deltas since. None where they would lie before ``after``, among claims."""
-    newest = stamp.txid if stamp is not None else 0
+    is newer, and the deltas since. None where they would lie before ``after``, among claims; and
+    where there was a branch before, for the image alone: a late request may still delete that."""
+    newest = source.stamp.txid if source.stamp is not None and source.published else 0
     usable = [
         base
         for base in timeline.bases
@@ -265,6 +327,8 @@ def _to_copy(timeline: Timeline, stamp: Stamp | None, *, after: TXID) -> _Copies
     ]
     full = [base for base in usable if base.key != timeline.place.image]
     chosen = sorted(full, key=lambda base: base.txid)[-1:]
+    if after and not chosen:
+        return None
     oldest = chosen[0].txid if chosen else after + 1
     chosen += [base for base in usable if base not in full and base.txid >= oldest]
     if not chosen:
@@ -285,14 +349,24 @@ def _copied(
 
     def copy(key: str) -> bool:
         to = target.history + key.removeprefix(source.history)
-        return bucket.copy(key, target.image if key == source.image else to, seen=seen[key])
+        done = bucket.copy(key, target.image if key == source.image else to, seen=seen[key])
+        crash_point("branch.copied-one")
+        return done
 
     at_once = min(max(1, len(copies.deltas)), max(bucket.concurrency, SMALL_AT_ONCE))
     try:
         with closing(ordered_map(copy, copies.deltas, at_once)) as done:
-            return all(done) and all(map(copy, copies.bases))
+            if not all(done):
+                return False
+        crash_point("branch.deltas-copied")
+        if not copy(copies.bases[0]):
+            return False
     except PreconditionFailedError:
         return False
+    for key in copies.bases[1:]:
+        with suppress(PreconditionFailedError):  # replaced: it would only have saved work
+            copy(key)
+    return True
 
 
 # ---- deleting
@@ -314,9 +388,13 @@ def delete(bucket: Bucket, key: str, name: str, *, fence: bool = True) -> None:
     with translated(f"delete the branch {name!r} of {key!r}", bucket):
         for _ in range(ATTEMPTS_WHEN_MOVED_ON):
             timeline = look(bucket, place)
+            if not timeline.newest:  # the image may be that of one made between LIST and HEAD
+                timeline = look(bucket, place)
             if not exists(bucket, timeline):
-                if not _is_being_made(bucket, timeline):
-                    _remove(bucket, timeline)  # what a crash has left of it
+                if not _is_being_made(bucket, timeline):  # what a crash has left of it
+                    with suppress(FencedError):  # somebody else has just seen to it
+                        _end_of(bucket, timeline, fence=fence)
+                        _remove(bucket, timeline)
                 raise BranchNotFoundError(not_there(bucket, place))
             if not timeline.newest:  # whoever has it mounted begins a history with all its pages
                 _remove(bucket, timeline)
@@ -337,7 +415,9 @@ def _bury(bucket: Bucket, timeline: Timeline, *, fence: bool) -> TXID:
     end = _end(bucket, timeline)
     publisher = Publisher(bucket, timeline.place, end.stamp, fence=fence)
     publisher.node = TOMBSTONE
-    return publisher.publish(Changes(-1, end.page_size, end.page_count, (), ())).txid
+    txid = publisher.publish(Changes(-1, end.page_size, end.page_count, (), ())).txid
+    crash_point("branch.buried")
+    return txid
 
 
 def _remove(bucket: Bucket, timeline: Timeline) -> None:
@@ -348,3 +428,4 @@ def _remove(bucket: Bucket, timeline: Timeline) -> None:
     keys += [e.key for e in timeline.deltas.values() if e.size != ltx.EMPTY_SIZE]
     if keys:
         bucket.delete_many(keys)
+    crash_point("branch.removed")

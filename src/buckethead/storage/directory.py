@@ -24,6 +24,7 @@ from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from buckethead.config import DEFAULT_DIRECTORY, BucketConfig
+from buckethead.crashpoints import crash_point
 from buckethead.errors import BucketDeniedError, BucketError, ConfigError
 from buckethead.storage.bucket import BucketClient
 from buckethead.storage.contract import (
@@ -42,6 +43,7 @@ from buckethead.storage.localfiles import (
     etag_of,
     make_folders,
     sync_folder,
+    unlinked,
 )
 from buckethead.storage.sidecars import LONGEST_NAME, Sidecars
 from buckethead.storage.translate import translated
@@ -206,6 +208,7 @@ class DirectoryBucket(Bucket):
         path = self._path(key)
         with self.counters.timed("put_object") as traffic, self._temporary.new() as new:
             traffic.up = new.fill(chunks, progress or (lambda size: None))
+            crash_point("directory.filled")
             with self._locked():
                 now = _existing_etag(path)
                 if (if_none_match and now) or (if_match is not None and now != if_match):
@@ -235,6 +238,7 @@ class DirectoryBucket(Bucket):
                 return
             with self._locked(), suppress(FileNotFoundError):
                 path.unlink()
+                crash_point("directory.unlinked")
                 self._sidecars.drop(key)
                 sync_folder(path.parent)
                 self._prune(path.parent)
@@ -317,7 +321,8 @@ class DirectoryBucket(Bucket):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         make_folders(self._private)
-        with open(self._private / "lock", "ab", opener=_private_opener) as lock:
+        path = unlinked(self._private / "lock")
+        with open(path, "ab", opener=_private_opener) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 yield
@@ -331,16 +336,19 @@ class DirectoryBucket(Bucket):
         path = self._path(key)
         make_folders(path.parent)
         self._sidecars.write(key, new.checksum, metadata)
+        crash_point("directory.metadata-written")
         if exclusive:
             self._link(new.path, path, key)
         else:
             os.replace(new.path, path)
+        crash_point("directory.in-place")
         try:
             sync_folder(path.parent)
         except OSError:
             if exclusive:  # else it could be read back, and be gone after a power loss
                 path.unlink()
             raise
+        crash_point("directory.synced")
         if metadata:
             self._sidecars.drop_others(key, new.checksum)
         else:
@@ -388,9 +396,9 @@ class DirectoryBucket(Bucket):
 
 
 def _key_fault(key: str) -> str:
+    if not isinstance(key, str) or not key:  # a row of a database can name anything
+        return "it is empty, or no text"
     parts = key.split("/")
-    if not key:
-        return "it is empty"
     if "\0" in key:
         return "it contains a NUL character"
     if any(part in ("", ".", "..") for part in parts):

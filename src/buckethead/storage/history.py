@@ -124,6 +124,13 @@ class Timeline:
         """The delta of a state, or the snapshot left of it."""
         return self.deltas.get(txid) or self.snapshots[txid]
 
+    @cached_property
+    def known(self) -> tuple[TXID, ...]:
+        """The states that anything is left of, in order. Whoever goes through these is not kept by
+        the numbers in between, of which one object's name can make any amount."""
+        found = {*self.deltas, *(base.txid for base in self.bases)}
+        return tuple(sorted(txid for txid in found if txid <= self.newest))
+
     @property
     def kept_since(self) -> TXID:
         """The oldest state from which on every one can be restored; 0 where there is none."""
@@ -309,7 +316,7 @@ def _unreachable(timeline: Timeline, target: TXID) -> HistoryError:
 def _kept(timeline: Timeline) -> str:
     """The states that can be restored, for a person: '1-2, 8'."""
     ranges: list[tuple[TXID, TXID]] = []
-    for txid in range(1, timeline.newest + 1):
+    for txid in timeline.known:
         if any(timeline.reaches(base.txid, txid) for base in timeline.bases):
             joined = ranges and ranges[-1][1] == txid - 1
             ranges.append((ranges.pop()[0] if joined else txid, txid))
@@ -319,8 +326,8 @@ def _kept(timeline: Timeline) -> str:
 def best_before(timeline: Timeline, txid: TXID, damaged: Collection[str] = ()) -> str:
     """Words for the newest state before one, restored without the objects known to be damaged."""
     bases = [base.txid for base in timeline.bases if base.key not in damaged]
-    for best in range(txid - 1, 0, -1):
-        if any(timeline.reaches(base, best) for base in bases):
+    for best in reversed(timeline.known):
+        if best < txid and any(timeline.reaches(base, best) for base in bases):
             return (
                 f". The newest state before it is TXID {best}: `buckethead restore --txid {best} "
                 "FILE`"

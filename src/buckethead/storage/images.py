@@ -17,6 +17,7 @@ from typing import Literal
 import apsw
 from fastcrc import crc64
 
+from ..crashpoints import crash_point
 from ..errors import ConfigError, PreconditionFailedError, SnapshotCorruptError, SnapshotError
 from ..image import header
 from ..image.pages import PageImage, Pin
@@ -24,6 +25,7 @@ from ..image.vfs import connected
 from . import layout
 from .contract import Bucket, ObjectInfo, replacing
 from .layout import TXID
+from .ltx import MAX_TIMESTAMP
 from .translate import translated
 
 log = logging.getLogger("buckethead")
@@ -72,9 +74,15 @@ class Stamp:
         words = info.metadata.get(STAMP, "").split()
         try:
             txid, timestamp, writer, epoch = words
-            return cls(int(txid), int(timestamp), int(writer, 16), int(epoch, 16))
+            stamp = cls(int(txid), int(timestamp), int(writer, 16), int(epoch, 16))
         except ValueError:
             return None
+        return stamp if stamp._is_possible else None
+
+    @property
+    def _is_possible(self) -> bool:
+        in_range = 1 <= self.txid <= layout.MAX_TXID and 0 <= self.timestamp <= MAX_TIMESTAMP
+        return in_range and all(0 <= node < 1 << 64 for node in (self.writer, self.epoch))
 
 
 def checksum(pin: Pin) -> str:
@@ -98,13 +106,13 @@ def write_image(
     adopted: Callable[[], str | None] = lambda: None,
     ending: bool = False,
     progress: Progress | None = None,
-) -> str:
-    """Write the version that ``pin`` shows as the image at ``key``; returns its page checksum.
+) -> ObjectInfo:
+    """Write the version that ``pin`` shows as the image at ``key``; the image that is there then.
 
     With ``keep_previous`` the image that is there now is kept beside it, by a copy inside the
     store. The new image appears whole or not at all. With a ``stamp``, which the metadata will
     carry, it only takes the place of an earlier state of the same history, or of the image whose
-    ETag ``adopted`` gives; where that very state is there already, nothing is written.
+    ETag ``adopted`` gives. Where that very state is there already, nothing is written.
     ``ending`` notes that its writer has come to its end with it. Raises NewerImageError,
     ForeignImageError, BucketError.
     """
@@ -118,19 +126,30 @@ def write_image(
         present = bucket.head(key)
         if stamp is not None:
             metadata |= {STAMP: str(stamp)} | ({ENDED: "yes"} if ending else {})
-            if _is_there(present, stamp, bucket, adopted):  # the reply to writing it was lost
-                return page_checksum
+            # where the reply to writing it was lost
+            if _is_there(present, stamp, bucket, adopted) and present is not None:
+                return present
+        elif present is not None and present.metadata == metadata:  # here too
+            return present
         if keep_previous and present is not None:
-            bucket.copy(key, layout.previous(key))
+            try:
+                bucket.copy(key, layout.previous(key), seen=present)  # a late one copies no other
+            except PreconditionFailedError:  # another image is there by now
+                if stamp is not None:
+                    _is_there(bucket.head(key), stamp, bucket, adopted)
+                raise
+            crash_point("image.previous-kept")
 
         def parts() -> Iterator[bytes]:
             for run in pin.runs(bucket.part_size // pin.page_size):
                 yield b"".join(run)
             if stamp is not None:  # once more, just before the object appears
                 _is_there(bucket.head(key), stamp, bucket, adopted)
+            crash_point("image.sent")
 
-        bucket.put_parts(parts(), key, size=pin.size, metadata=metadata, progress=progress)
-    return page_checksum
+        etag = bucket.put_parts(parts(), key, size=pin.size, metadata=metadata, progress=progress)
+        crash_point("image.appeared")
+    return ObjectInfo(key, pin.size, etag, time.time(), metadata)
 
 
 class NewerImageError(SnapshotError):

@@ -9,7 +9,8 @@ For the database at key ``K``; ``<branch>`` is ``main`` or a name, numbers are 1
 | ``<image>.prev`` | the image before it |
 | ``K.ltx/<branch>/0000/<txid>-<txid>.ltx`` | a delta: the pages that one flush changed |
 | ``K.ltx/<branch>/0009/<1>-<txid>.ltx`` | a snapshot: all pages, in the format of a delta |
-| ``K.ltx/probe`` | shows whether the store keeps to ``If-None-Match`` |
+| ``K.ltx/<branch>/making/<txid>-<n>`` | who makes the branch, of all that saw it end there |
+| ``K.ltx/probe.txt`` | shows whether the store keeps to ``If-None-Match`` |
 """
 
 import re
@@ -20,6 +21,9 @@ from ..errors import InvalidBranchNameError
 
 TXID: TypeAlias = int
 """Number of a delta within its history, 1 for the first; the state after it has the same number."""
+
+MAX_TXID = (1 << 63) - 1
+"""The largest one that SQLite's integers hold. What claims a larger one is no part of a history."""
 
 MAIN = "main"
 
@@ -64,7 +68,7 @@ def previous(key: str) -> str:
 
 def probe(key: str) -> str:
     """The object that shows whether the store keeps to conditions."""
-    return f"{key}.ltx/probe"
+    return f"{key}.ltx/probe.txt"  # with a dot, as no branch has one
 
 
 def is_ours(key: str, object_key: str) -> bool:
@@ -104,12 +108,19 @@ class Place:
         """The key of a snapshot."""
         return f"{self.history}0009/{1:016x}-{txid:016x}.ltx"
 
+    def making(self, newest: TXID, number: int = 0) -> str:
+        """The key of the n-th try to make the branch that ended with TXID ``newest``, 0 where it
+        never was; for ``number`` 0 what they all begin with."""
+        return f"{self.history}making/{newest:016x}-{number or ''}"
+
     def parsed(self, object_key: str) -> tuple[bool, TXID] | None:
         """Whether an object is a snapshot, and its TXID; None for what is neither."""
         found = _LTX_NAME.fullmatch(object_key.removeprefix(self.history))
         if found is None:
             return None
         txid = int(found[3], 16)
+        if txid > MAX_TXID:
+            return None
         is_snapshot = found[1] == "0009"
         known = self.snapshot(txid) if is_snapshot else self.delta(txid)
         return (is_snapshot, txid) if known == object_key else None

@@ -1,7 +1,8 @@
 """Files of a directory bucket while they are written: nothing is named before it is on the disk.
 
 A file is written under a temporary name and synced; whoever wants it puts it in its place by one
-rename or link. Files are 0600 and folders 0700.
+rename or link. Files are 0600 and folders 0700. Nothing is written or deleted by way of a symbolic
+link, which a bucket may have that came from elsewhere, and which may lead out of it.
 """
 
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from fastcrc import crc64
+
+from buckethead.errors import ConfigError
 
 STALE_SECONDS = 86_400.0
 
@@ -54,7 +57,7 @@ class TemporaryFiles:
     @contextmanager
     def new(self) -> Iterator[NewFile]:
         """A file that is gone after the block, unless it was renamed."""
-        make_folders(self._folder)
+        make_folders(unlinked(self._folder))
         if not self._swept:
             self.remove_older_than(time.time() - STALE_SECONDS)
             self._swept = True
@@ -68,7 +71,7 @@ class TemporaryFiles:
     def remove_older_than(self, before: float) -> list[str]:
         """Remove the files last written to before that unix time; their names."""
         removed = []
-        for path in self._folder.iterdir() if self._folder.is_dir() else ():
+        for path in unlinked(self._folder).iterdir() if self._folder.is_dir() else ():
             # its writer may be the faster one
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
@@ -80,6 +83,16 @@ class TemporaryFiles:
 def etag_of(status: os.stat_result) -> str:
     """An ETag that no two files put in place share."""
     return f'"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"'
+
+
+def unlinked(path: Path) -> Path:
+    """A path of our own files, the same. Raises ConfigError where a symbolic link is on its way."""
+    if os.path.realpath(path) != str(path):
+        raise ConfigError(
+            f"Could not use {path}: a symbolic link is on its way, which may lead out of the "
+            "bucket. Remove the link; what is there is made again."
+        )
+    return path
 
 
 def make_folders(folder: Path) -> None:

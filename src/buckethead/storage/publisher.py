@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ..crashpoints import crash_point
 from ..errors import (
     BucketError,
     BucketUnavailableError,
@@ -159,6 +160,8 @@ class Publisher:
                 f"{self.page_size:,} bytes and the database now {changes.page_size:,}. A history "
                 "keeps its page size: VACUUM INTO a volume with another key."
             )
+        if not self.txid and self.place.branch != layout.MAIN:
+            self._check_begins()
         header = ltx.Header(
             page_size=changes.page_size,
             commit=changes.page_count,
@@ -193,6 +196,19 @@ class Publisher:
             return None
         return self._send(self._attempt)
 
+    def _check_begins(self) -> None:
+        """Raise FencedError where a branch has a history by now. Its first delta may be gone, and
+        ours would meet none: a branch can be deleted while we sleep."""
+        newest = max(self._txids(), default=0)
+        if newest:
+            with translated(f"look at the history of {self.place.key!r}", self.bucket):
+                head = self.bucket.get_range(self.place.delta(newest), 0, ltx.HEADER_SIZE)
+            try:
+                found = ltx.Header.decode(head)
+            except ltx.LTXError:
+                found = None
+            raise self._fenced_by(found, newest)
+
     def _now(self) -> int:
         """Now in ms, but never a time before the last delta's."""
         before = self.stamp.timestamp + 1 if self.stamp is not None else 0
@@ -209,7 +225,9 @@ class Publisher:
         key = self.place.delta(attempt.header.max_txid)
         try:
             with translated(f"publish the delta {key!r}", self.bucket):
+                crash_point("publish.unsent")
                 self._put(attempt, key)
+                crash_point("publish.landed")
                 if not attempt.large:
                     return self._landed(attempt)
             doubt = BucketError(f"Could not tell whether {key!r} at {self.bucket.url} arrived.")
@@ -239,8 +257,7 @@ class Publisher:
         not be asked: then the attempt may still land."""
         try:
             with translated(f"read the delta {key!r} back", self.bucket):
-                head = self.bucket.get_range(key, 0, ltx.HEADER_SIZE)
-                tail = self.bucket.get_tail(key, ltx.TRAILER_SIZE)
+                head, tail = self._ends_of(key)
             return ltx.Header.decode(head), ltx.checksum_of(tail)
         except ObjectNotFoundError:
             return None
@@ -250,12 +267,27 @@ class Publisher:
             error.add_note(f"What became of it is not known yet: {second}")
             return None
 
+    def _ends_of(self, key: str) -> tuple[bytes, bytes]:
+        """The first and the last bytes of an object, all of them where it is short. Raises
+        BucketError where fewer came: half a header looks like nothing of ours."""
+        head = self.bucket.get_range(key, 0, ltx.HEADER_SIZE)
+        tail = self.bucket.get_tail(key, ltx.TRAILER_SIZE)
+        if len(head) < ltx.HEADER_SIZE or len(tail) < ltx.TRAILER_SIZE:
+            there = self.bucket.head(key)
+            if there is None or there.size >= ltx.HEADER_SIZE:
+                raise BucketUnavailableError(
+                    f"Could not read {key!r} at {self.bucket.url}: fewer bytes came than there "
+                    "are. Look at what is between this machine and the store."
+                )
+        return head, tail
+
     def _landed(self, attempt: _Attempt) -> Published:
         header = attempt.header
         epoch = self.stamp.epoch if self.stamp is not None else self.node
         self.stamp = Stamp(header.max_txid, header.timestamp, self.node, epoch)
         self.claimed = self.claimed or header.max_txid == 1  # the first delta needs no claim
         self._attempt = None
+        crash_point("publish.noted")
         return Published(attempt.version, header.max_txid, attempt.size, attempt.pages)
 
     def _fenced_by(self, found: ltx.Header | None, txid: TXID) -> FencedError:
@@ -298,16 +330,16 @@ class Publisher:
         except FencedError:
             self.fenced = None  # there was nothing that could have been lost
             return False
+        crash_point("claim.landed")
         self.claimed = self._is_newest()
+        crash_point("claim.done")
         return self.claimed
 
     def _is_newest(self) -> bool:
         """Whether the claim is the last delta. It is not when we have read the history so long ago
         that the TXID was freed since; in that hole it harms nobody. Raises HistoryError when what
         it would go on from is gone."""
-        with translated(f"look at the history of {self.place.key!r}", self.bucket):
-            listed = (self.place.parsed(key) for key in self.bucket.list_keys(self.place.history))
-            txids = {found[1] for found in listed if found}
+        txids = self._txids()
         if max(txids, default=0) > self.txid:
             return False
         if self.txid - 1 not in txids:
@@ -318,6 +350,11 @@ class Publisher:
                 self.txid - 1,
             )
         return True
+
+    def _txids(self) -> set[TXID]:
+        with translated(f"look at the history of {self.place.key!r}", self.bucket):
+            listed = (self.place.parsed(key) for key in self.bucket.list_keys(self.place.history))
+            return {found[1] for found in listed if found}
 
 
 def _still_open(key: str, error: BucketError) -> BucketError:

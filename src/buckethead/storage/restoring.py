@@ -7,7 +7,7 @@ instead. Damaged objects are gone around where that leads to the very same state
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from ..errors import (
@@ -20,7 +20,7 @@ from ..errors import (
 from ..image import header as page1_header
 from ..image.pages import PageImage
 from . import ltx
-from .contract import Bucket
+from .contract import Bucket, ObjectInfo
 from .history import (
     TOMBSTONE,
     Entry,
@@ -95,8 +95,8 @@ class State:
 class Restored:
     """A database in memory, and where it stands. ``stamp`` is None where there is no history yet;
     ``image_txid`` is that of the image at the key, and ``delta_bytes`` what was published since
-    then; ``warnings`` say which damaged objects were gone around; ``adopted`` is the ETag of the
-    image where there is no history yet."""
+    then; ``warnings`` say which damaged objects were gone around; ``seen`` is the image that
+    was at the key, ``adopted`` its ETag where there is no history yet."""
 
     image: PageImage
     stamp: Stamp | None
@@ -105,6 +105,7 @@ class Restored:
     delta_bytes: int
     warnings: tuple[str, ...]
     adopted: str | None = None
+    seen: ObjectInfo | None = None
 
 
 Target = Callable[[Timeline], TXID]
@@ -164,7 +165,8 @@ def _restore(
     known: Known | None,
 ) -> Restored | None:
     if known is not None and target is None and _leads_on_from(bucket, timeline, known.stamp):
-        return _gone_on(bucket, timeline, known, progress)
+        with suppress(BranchNotFoundError):  # it was deleted since, and made again
+            return _gone_on(bucket, timeline, known, progress)
     ways = plans(timeline, target(timeline) if target is not None else None)
     faults: list[HistoryError | SnapshotCorruptError] = []
     damaged_bases: list[str] = []
@@ -216,7 +218,8 @@ def _gone_on(
     deltas = tuple(timeline.deltas[txid] for txid in range(stamp.txid + 1, newest + 1))
     plan = Plan(timeline.entry(stamp.txid).key, stamp.txid, 0, deltas, newest)
     state = State(known.page_size, known.pages(), stamp.txid, stamp.timestamp, stamp.writer)
-    _apply_all(state, bucket, plan, progress)
+    with translated(f"restore {timeline.place.key!r}", bucket):
+        _apply_all(state, bucket, plan, progress)
     return _restored(timeline, plan, state, PageImage(state.page_size, state.pages), [])
 
 
@@ -248,7 +251,9 @@ def _restored(
         epoch = timeline.epoch or (stamp.epoch if stamp is not None else 0)
         position = Stamp(state.txid, state.timestamp, state.writer or 0, epoch)
     adopted = timeline.image.etag if not timeline.deltas and timeline.image is not None else None
-    return Restored(image, position, plan, image_txid, since, tuple(map(str, faults)), adopted)
+    return Restored(
+        image, position, plan, image_txid, since, tuple(map(str, faults)), adopted, timeline.image
+    )
 
 
 def follow(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..crashpoints import crash_point
 from ..errors import FencedError, HistoryError, ObjectNotFoundError
 from ..image.pages import Pin
 from . import ltx
@@ -76,7 +77,9 @@ def write_snapshot(
     key = place.snapshot(stamp.txid)
     with translated(f"write the snapshot {key!r}", bucket):
         size = largest(pin.page_size, pin.page_count)
+        crash_point("snapshot.unsent")
         bucket.put_parts(chunks, key, size=size, progress=progress)
+        crash_point("snapshot.written")
 
 
 def expired(timeline: Timeline, seconds: float) -> list[Entry]:
@@ -114,7 +117,9 @@ def free(
         if stamp is not None:
             check_still_ours(bucket, timeline, stamp)
         with translated(f"delete what is not kept of {place.key!r}", bucket):
+            crash_point("retention.checked")
             bucket.delete_many(entry.key for entry in entries)
+            crash_point("retention.freed")
     deltas = sum(entry.key == place.delta(entry.txid) for entry in entries)
     return Freed(deltas, len(entries) - deltas, sum(entry.size for entry in entries))
 

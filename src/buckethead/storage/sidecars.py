@@ -15,13 +15,17 @@ from typing import IO
 from urllib.parse import quote
 
 from fastcrc import crc64
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from buckethead.errors import BucketError
-from buckethead.storage.localfiles import TemporaryFiles, make_folders, sync_folder
+from buckethead.storage.localfiles import TemporaryFiles, make_folders, sync_folder, unlinked
 
 # Of one name in a folder, in bytes.
 LONGEST_NAME = 255
 _CHUNK = 1024 * 1024
+_METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(
+    dict[str, str], config=ConfigDict(hide_input_in_errors=True)
+)
 
 
 class Sidecars:
@@ -48,15 +52,14 @@ class Sidecars:
         """The metadata of the object with that CRC-64. Raises BucketError when it is damaged."""
         path = self._of_key(key) / _name(checksum)
         try:
-            metadata: dict[str, str] = json.loads(path.read_bytes())
+            return _METADATA.validate_json(path.read_bytes())
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except ValidationError as error:
             raise BucketError(
                 f"Could not read the metadata of {key!r} at {self._url}: {path} is damaged. "
                 "Delete that file to use the object without metadata."
             ) from error
-        return metadata
 
     def write(self, key: str, checksum: int, metadata: Mapping[str, str]) -> None:
         """Keep the metadata of the content with that CRC-64; nothing where there is none."""
@@ -85,7 +88,7 @@ class Sidecars:
         if len(name) > LONGEST_NAME:
             # "=" is never in a quoted key
             name = "=" + hashlib.sha256(os.fsencode(key)).hexdigest()
-        return self._folder / name
+        return unlinked(self._folder / name)
 
 
 def _name(checksum: int) -> str:

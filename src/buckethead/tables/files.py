@@ -224,6 +224,10 @@ class FilesCursor:
     def _content(self) -> bytes:
         assert self._row is not None
         bh_key, size, object_key = self._row[KEY], self._row[3], self._row[CONTENT]
+        try:
+            rows.check_place(bh_key, object_key, size)
+        except ValueError as error:
+            raise VolumeError(str(error)) from None
         limit = self._table.connection.limit(apsw.SQLITE_LIMIT_LENGTH)
         if size > limit:
             raise apsw.TooBigError(
