@@ -16,6 +16,7 @@ LONGEST_FILE = 500
 # From the bottom to the top. A name stands for the module and for what is in it.
 LAYERS = (
     "errors",
+    "crashpoints",
     "storage.layout",
     "fields",
     "settings_file",

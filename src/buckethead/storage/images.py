@@ -292,6 +292,9 @@ def corrupt(bucket: Bucket, key: str, fault: str) -> SnapshotCorruptError:
     return error
 
 
+_DAMAGED = (apsw.CorruptError, apsw.NotADBError, apsw.SQLError)
+
+
 def check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityCheck) -> None:
     """Let SQLite look at a restored image. Raises SnapshotCorruptError, naming ``key``."""
     if how == "none":
@@ -305,7 +308,7 @@ def check_database(image: PageImage, bucket: Bucket, key: str, how: IntegrityChe
             except apsw.SQLError as error:  # a collation or function only the application has
                 log.warning("%s of %r at %s was not possible: %s", pragma, key, bucket.url, error)
                 return
-    except (apsw.CorruptError, apsw.NotADBError, apsw.SQLError) as error:
+    except (*_DAMAGED, UnicodeDecodeError) as error:  # the latter of a name that is in the finding
         raise corrupt(bucket, key, f"{pragma} failed ({error})") from error
     if found != ["ok"]:
         raise corrupt(bucket, key, f"{pragma} says: {'; '.join(found[:3])}")
