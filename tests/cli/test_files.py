@@ -240,6 +240,8 @@ def test_rows_that_another_tool_wrote(hello: Path) -> None:
     assert cli("files", "list").stdout.endswith("\t1e+300\thello.txt\n")
     assert listed()[0]["metadata"] == {"a": "NaN"}
     assert cli_json("files", "get", FILE, "copy")["metadata"] == {"a": "NaN"}
+    cli("sql", "UPDATE filestore SET created_at = 9e999, filename = x'ff'")
+    assert (listed()[0]["created_at"], listed()[0]["filename"]) == ("inf", "x'ff'")
 
 
 def test_a_grace_time_that_is_no_number_is_refused(hello: Path) -> None:

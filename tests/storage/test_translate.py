@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import botocore.discovery
 import botocore.exceptions
+import botocore.parsers
 import pytest
+import urllib3.exceptions
 
 from buckethead.errors import (
     BucketDeniedError,
@@ -47,7 +49,8 @@ def botocore_errors() -> list[type[BaseException]]:
         and not issubclass(kind, (Warning, botocore.exceptions.ClientError))
         and kind is not botocore.exceptions.BotoCoreError
     ]
-    return [*found, *botocore.discovery.EndpointDiscoveryException.__subclasses__()]
+    found += botocore.discovery.EndpointDiscoveryException.__subclasses__()
+    return [*found, botocore.parsers.ResponseParserError]
 
 
 def test_every_botocore_error_has_a_row() -> None:
@@ -83,6 +86,25 @@ def test_botocore_errors(kind: str, expected: type[BucketHeadError]) -> None:
     fault = fault_of(bare(getattr(botocore.exceptions, kind)))
     assert fault is not None
     assert fault.error is expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (urllib3.exceptions.ProtocolError, BucketUnavailableError),
+        (urllib3.exceptions.IncompleteRead, BucketUnavailableError),
+        (urllib3.exceptions.ReadTimeoutError, BucketUnavailableError),
+        (urllib3.exceptions.SSLError, ConfigError),
+        (botocore.parsers.ResponseParserError, BucketUnavailableError),
+    ],
+)
+def test_what_breaks_off_in_the_middle_of_a_reply(
+    kind: type[BaseException], expected: type[BucketHeadError]
+) -> None:
+    """botocore lets these through where it reads a body for itself: of a listing, of an error."""
+    error = bare(kind)
+    with pytest.raises(expected, match=kind.__name__), translated("list x", PLACE):
+        raise error
 
 
 @pytest.mark.parametrize(

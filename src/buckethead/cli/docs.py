@@ -8,7 +8,7 @@ import click
 
 from ..interfaces.docs import Docs
 from .kv import told
-from .output import json_option, print_json, shown
+from .output import json_option, shown
 from .reading import newest_state
 from .target import Target
 
@@ -52,7 +52,8 @@ def find(
     with newest_state(target) as connection, told():
         found = Docs(connection).collection(collection).find(filter, limit=limit, sort=sort)
         if as_json:
-            print_json(found)
+            # not by print_json, which would show a document with NaN in it as another one
+            click.echo(json.dumps(found, indent=2, allow_nan=False))
             return
         for document in found:
             # for a program plain ASCII, which is JSON all through

@@ -15,7 +15,7 @@ from ..errors import BucketHeadError
 from ..interfaces.kv import KV
 from ..interfaces.kvstore import make
 from ..storage.history import utc
-from .output import as_json_value, json_option, print_json, print_table, shown
+from .output import json_option, print_json, print_table, shown
 from .reading import newest_state
 from .target import Target
 from .writing import take_over_option, writing
@@ -41,7 +41,7 @@ def get(target: Target, key: str, as_json: bool) -> None:
     if data is None or row is None:
         raise _missing(key)
     if as_json:
-        print_json({"key": key, "value": as_json_value(_value(data))} | _times(row))
+        print_json({"key": key, "value": _value(data)} | _times(row))
     elif sys.stdout.isatty():
         click.echo(shown(_value(data)))
     else:
@@ -66,7 +66,7 @@ def set_value(
         else:
             KV(connection).set(key, meant, ttl=ttl)
     if as_json:
-        print_json({"key": key, "value": as_json_value(meant), "ttl": ttl})
+        print_json({"key": key, "value": meant, "ttl": ttl})
 
 
 @kv.command()
@@ -143,7 +143,7 @@ def _value(data: bytes) -> str | bytes:
 
 
 def _times(row: Sequence[Any]) -> dict[str, object]:
-    return {name: as_json_value(moment) for name, moment in zip(TIMES, row, strict=True)}
+    return dict(zip(TIMES, row, strict=True))
 
 
 def moment(value: Any) -> object:

@@ -49,8 +49,21 @@ def copyable(text: str) -> str:
 
 
 def print_json(document: object) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(document, indent=2, allow_nan=False))
+    """One JSON document on stdout. What JSON does not have is text there: bytes as x'..', and
+    numbers that are none."""
+    click.echo(json.dumps(_as_json(document), indent=2, allow_nan=False))
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _as_json(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner) for inner in value]
+    if isinstance(value, bytes):
+        return shown(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
 def print_facts(facts: dict[str, object]) -> None:
@@ -100,15 +113,6 @@ def shown(value: object) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def as_json_value(value: SQLValue) -> object:
-    """A value as JSON has it: bytes are the text x'..', infinity is a text too."""
-    if isinstance(value, bytes):
-        return shown(value)
-    if isinstance(value, float) and math.isinf(value):
-        return str(value)
-    return value
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from ..image.vfs import connected
 from ..storage.directory import open_bucket
 from ..storage.snapshot import FlushResult
 from ..uris import uri_of
-from .output import SQLValue, as_json_value, json_option, note, print_json, print_table
+from .output import SQLValue, json_option, note, print_json, print_table
 from .target import Target
 from .writing import NONE_YET, mounted, note_if_new, publish, take_over_option
 
@@ -127,7 +127,7 @@ def _document(done: _Done) -> dict[str, object]:
         "results": [
             {
                 "columns": result.columns,
-                "rows": [[as_json_value(value) for value in row] for row in result.rows],
+                "rows": result.rows,
             }
             for result in done.results
         ],

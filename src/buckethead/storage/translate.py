@@ -235,7 +235,7 @@ _BOTOCORE = _by_name(
         _BROKEN,
         (
             "HTTPClientError ConnectionClosedError ResponseStreamingError IncompleteReadError "
-            "ChecksumError FlexibleChecksumError AwsChunkedWrapperError"
+            "ChecksumError FlexibleChecksumError AwsChunkedWrapperError ResponseParserError"
         ),
     ),
     (_TLS, "SSLError"),
@@ -268,6 +268,10 @@ _BOTOCORE = _by_name(
         ),
     ),
 )
+
+# urllib3 exception -> fault, by class name and nearest ancestor as well. botocore lets them through
+# where it reads the body of a reply for itself: of a listing, and of an error.
+_URLLIB3 = _by_name((_BROKEN, "HTTPError"), (_TIMEOUT, "TimeoutError"), (_TLS, "SSLError"))
 
 _NO_FOLDER = Fault(
     BucketDeniedError, "a folder is missing, or was taken away", "Create it, or correct the path."
@@ -339,12 +343,15 @@ def translated(what: str, place: Place) -> Iterator[None]:
 
 
 def fault_of(error: BaseException) -> Fault | None:
-    """The row for an error, or None for one that is neither botocore's nor an OSError."""
-    names = _botocore_names(error)
+    """The row for an error, or None for one that is neither of botocore's making nor an OSError."""
+    names = _names(error, "botocore")
     if "ClientError" in names:
         return _fault_of_reply(error)
     if names:
         return next((_BOTOCORE[name] for name in names if name in _BOTOCORE), _INTERNAL)
+    names = _names(error, "urllib3")
+    if names:
+        return next((_URLLIB3[name] for name in names if name in _URLLIB3), None)
     if isinstance(error, OSError):
         return _ERRNOS.get(error.errno or 0, _OS)
     return None
@@ -355,7 +362,7 @@ def describe(error: BaseException) -> str:
     fault = fault_of(error)
     if fault is None:
         return type(error).__name__
-    if "ClientError" in _botocore_names(error):
+    if "ClientError" in _names(error, "botocore"):
         detail = code_of(error)
         words = _quotable(_reply(error).get("Error", {}).get("Message", ""))
         detail += f": {words}" if fault.quote and words else ""
@@ -393,8 +400,10 @@ def _reply(error: BaseException) -> dict[str, Any]:
     return response
 
 
-def _botocore_names(error: BaseException) -> list[str]:
-    return [c.__name__ for c in type(error).__mro__ if c.__module__.startswith("botocore.")]
+def _names(error: BaseException, package: str) -> list[str]:
+    """The classes of a package that an error is of, the nearest first."""
+    classes = type(error).__mro__
+    return [kind.__name__ for kind in classes if kind.__module__.startswith(f"{package}.")]
 
 
 def _quotable(text: str) -> str:
