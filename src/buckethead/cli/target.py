@@ -27,7 +27,8 @@ OBJECTS_LOOKED_AT = 1_000
 """One page of a listing."""
 
 _PART = re.compile(
-    r"(?P<key>.+?)(\.branch\.[\w-]+)?(\.prev|\.ltx/(probe|[\w-]+/\d{4}/[\w-]+\.ltx))?"
+    r"(?P<key>.+?)(\.branch\.[\w-]+)?"
+    r"(\.prev|\.ltx/(probe\.txt|[\w-]+/(making/[\w-]+|\d{4}/[\w-]+\.ltx)))?"
 )
 
 
