@@ -538,6 +538,7 @@ def test_a_follower_of_a_branch(branches: Branches, db: apsw.Connection, volume:
     with pytest.raises(BranchNotFoundError, match="the branch was deleted"):
         follows.poll()
     assert rows(follower) == ["of main", "of x"]
+    follower.close()
 
 
 def test_leaving_the_first_leaves_those_beside(tmp_path: Path) -> None:

@@ -137,9 +137,7 @@ def test_after_a_lost_reply_the_image_before_is_still_the_one_before(
     assert object_of(faulty, layout.previous(KEY)) == first
 
 
-def test_a_copy_that_lands_late_is_of_no_other_image(
-    tmp_path: Path, conn: apsw.Connection
-) -> None:
+def test_a_copy_that_lands_late_is_of_no_other_image(tmp_path: Path, conn: apsw.Connection) -> None:
     faulty = Faulty(DirectoryBucket(tmp_path / "bucket"))
     fill(conn)
     save(conn, faulty)
