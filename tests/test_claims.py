@@ -16,7 +16,7 @@ import apsw
 import pytest
 
 import buckethead
-from buckethead.config import BucketConfig
+from buckethead.config import BucketConfig, SnapshotConfig
 from buckethead.core import registry
 from buckethead.errors import (
     BucketUnavailableError,
@@ -572,3 +572,32 @@ def test_a_with_statement_raises_the_error_itself(config: BucketConfig, tmp_path
         with pytest.raises(FencedError, match="VACUUM INTO"), app.connection:
             pytest.fail("nothing is written any more")
         app.stop(discard=True)
+
+
+def test_a_writer_that_claims_while_it_checkpoints_does_not_fence_itself(
+    config: BucketConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It flushes, which is nothing to do; another thread writes, and so claims the history; and
+    the newest state then is that of the writer before."""
+    often = SnapshotConfig(interval_seconds=3600.0, retention_seconds=0.001)
+    with other_process(config, often) as (volume, connection):
+        connection.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+        volume.checkpoint()
+        connection.execute("INSERT INTO t VALUES(2)")
+        volume.flush()
+    with other_process(config, often) as (volume, connection):
+        lock = volume.checkpointing
+
+        class Meanwhile:
+            def __enter__(self) -> None:
+                connection.execute("INSERT INTO t VALUES(3)")
+                lock.acquire()
+
+            def __exit__(self, *error: object) -> None:
+                lock.release()
+
+        monkeypatch.setattr(volume, "checkpointing", Meanwhile())
+        volume.checkpoint()
+        assert volume._checkpoints.image_txid == 1
+        assert not volume.fenced
+        volume.flush()

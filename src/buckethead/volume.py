@@ -379,6 +379,8 @@ class Volume(Database):
             stamp, is_moved = state.stamp, state.checkpoints is not self._checkpoints
             if stamp is None or is_moved or not self.wants_checkpoint:
                 return state.result
+            if stamp.writer != self._publisher.node:  # claimed meanwhile: not yet our state
+                return state.result
             if stamp.txid <= self._checkpoints.image_txid or not state.pin.page_count:
                 return state.result
             return self._write_image(state, stamp, progress, ending)
