@@ -76,7 +76,7 @@ def test_the_program_of_your_bucket_prints_what_the_readme_says(tmp_path: Path) 
 def test_the_layers_print_what_the_readme_says(tmp_path: Path) -> None:
     """Its blocks are one program; what a print prints is the comment after it."""
     code = "".join(blocks("python", section("Layers")))
-    expected = re.findall(r"^#> (.*)\n", code, re.MULTILINE)
+    expected = re.findall(r"^# > (.*)\n", code, re.MULTILINE)
     assert len(expected) == code.count("print(")
     assert python(elsewhere(code, tmp_path), tmp_path).splitlines() == expected
 
